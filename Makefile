@@ -1,0 +1,44 @@
+# Every verb installs what it needs into .venv and can be interrupted: an unfinished installation has no
+# stamp and is done again.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help run test lint format check clean
+
+help:  ## Say what the verbs do.
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 10
+
+run: .venv/installed  ## Serve MODEL (empty: a small default model) on port 8000.
+	@exec $(BIN)/python -m basaran_ops
+
+test: .venv/installed-test  ## Run all tests, the end-to-end ones with the default model included.
+	$(BIN)/pytest
+
+lint: .venv/installed-test  ## Check style, types and layers.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/installed-test  ## Rewrite the code in the project's style.
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+check: lint test  ## All that must pass before a change lands.
+
+clean:  ## Remove what the verbs made here.
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info
+
+.venv/created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/installed: .venv/created pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+.venv/installed-test: .venv/installed
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@

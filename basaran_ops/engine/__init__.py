@@ -1,0 +1,1 @@
+"""The engine: token ids and tensors. No text, no threads, no queues."""

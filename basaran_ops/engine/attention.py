@@ -1,0 +1,327 @@
+"""Attention over the slot cache, in the form transformers' AttentionInterface calls.
+
+A step's tokens arrive packed in one row, [1, heads, T, head_dim]: decode rows first, by slot, then prompt
+chunks. A `StepPlan` says once per step where each token's keys go and what it may see; each layer then
+writes and attends.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from .kv_cache import LayerShape, SlotKVCache
+from .sequence import Batch, Chunk
+
+GROUP_COST = 300
+"""What a call costs beside its arithmetic, in tokens of one slot: decides when a shorter row is worth
+padding to its neighbours' length. Measured on 2 CPU cores; the optimum is flat."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeGroup:
+    """Decode rows of neighbouring slots, attended in one call over a view of the cache."""
+
+    first_slot: int
+    end_slot: int
+    first_row: int
+    lengths: tuple[int, ...]
+    """Keys each row sees, its own included; one entry a row."""
+    slots: tuple[int, ...]
+
+    @property
+    def rows(self) -> int:
+        return len(self.slots)
+
+    @property
+    def length(self) -> int:
+        return max(self.lengths)
+
+    @property
+    def has_holes(self) -> bool:
+        """Whether slots between the first and the last take no part."""
+        return self.rows != self.end_slot - self.first_slot
+
+
+def group_decode_rows(chunks: tuple[Chunk, ...]) -> list[DecodeGroup]:
+    """Split decode chunks, sorted by slot, into groups that waste little on holes and padding."""
+    groups: list[DecodeGroup] = []
+    for row, chunk in enumerate(chunks):
+        single = DecodeGroup(chunk.slot, chunk.slot + 1, row, (chunk.end,), (chunk.slot,))
+        if groups and _cost(merged := _merge(groups[-1], single)) <= _cost(groups[-1]) + _cost(single):
+            groups[-1] = merged
+        else:
+            groups.append(single)
+    return groups
+
+
+def _merge(left: DecodeGroup, right: DecodeGroup) -> DecodeGroup:
+    return DecodeGroup(
+        left.first_slot,
+        right.end_slot,
+        left.first_row,
+        left.lengths + right.lengths,
+        left.slots + right.slots,
+    )
+
+
+def _cost(group: DecodeGroup) -> int:
+    return GROUP_COST + (group.end_slot - group.first_slot) * group.length
+
+
+class StepPlan:
+    """Where one step's tokens are written and what they see. Lives for one forward pass."""
+
+    def __init__(self, batch: Batch, *, device: torch.device, dtype: torch.dtype) -> None:
+        self._device = device
+        self._dtype = dtype
+        self.groups = group_decode_rows(batch.decoding)
+        self.prefill = batch.prefill
+        self.first_prefill_row = len(batch.decoding)
+        self.write_slots = self._ids([c.slot for c in batch.chunks for _ in range(c.length)])
+        self.write_positions = self._ids([p for c in batch.chunks for p in range(c.start, c.end)])
+        rows = list(accumulate(chunk.length for chunk in batch.chunks))
+        self.sampled_rows = self._ids(
+            [row - 1 for row, chunk in zip(rows, batch.chunks, strict=True) if chunk.samples]
+        )
+        self._decode_masks: dict[int | None, list[torch.Tensor | None]] = {}
+        self._prefill_masks: dict[int | None, list[torch.Tensor | None]] = {}
+        self._gathers = [self._gather(group) for group in self.groups]
+
+    def gather(self, index: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """For a group with holes: (row of each slot, slot of each row); None without."""
+        return self._gathers[index]
+
+    def decode_masks(self, window: int | None) -> list[torch.Tensor | None]:
+        """One additive mask a group, [slots, 1, 1, length], None where every row sees everything."""
+        if window not in self._decode_masks:
+            self._decode_masks[window] = [self._decode_mask(group, window) for group in self.groups]
+        return self._decode_masks[window]
+
+    def prefill_masks(self, window: int | None) -> list[torch.Tensor | None]:
+        """One additive mask a prompt chunk, [length, end - first_key]; None for plain causal from 0."""
+        if window not in self._prefill_masks:
+            self._prefill_masks[window] = [self._prefill_mask(chunk, window) for chunk in self.prefill]
+        return self._prefill_masks[window]
+
+    def _gather(self, group: DecodeGroup) -> tuple[torch.Tensor, torch.Tensor] | None:
+        if not group.has_holes:
+            return None
+        row_of_slot = [0] * (group.end_slot - group.first_slot)
+        for row, slot in enumerate(group.slots):
+            row_of_slot[slot - group.first_slot] = row
+        return self._ids(row_of_slot), self._ids([slot - group.first_slot for slot in group.slots])
+
+    def _decode_mask(self, group: DecodeGroup, window: int | None) -> torch.Tensor | None:
+        shortest = min(group.lengths)
+        windowed = window is not None and group.length > window
+        if shortest == group.length and not group.has_holes and not windowed:
+            return None
+        # A hole sees the first key, whatever it is: a row without any key would be NaN.
+        lengths = [1] * (group.end_slot - group.first_slot)
+        for slot, length in zip(group.slots, group.lengths, strict=True):
+            lengths[slot - group.first_slot] = length
+        ends = self._ids(lengths)[:, None]
+        keys = torch.arange(group.length, device=self._device)
+        hidden = keys >= ends
+        if window is not None:
+            hidden |= keys < ends - window
+        return _additive(hidden, self._dtype)[:, None, None, :]
+
+    def _prefill_mask(self, chunk: Chunk, window: int | None) -> torch.Tensor | None:
+        if chunk.start == 0 and (window is None or chunk.end <= window):
+            return None
+        first = first_key(chunk, window)
+        return causal_mask(chunk.start, chunk.end, first, window, dtype=self._dtype, device=self._device)
+
+    def _ids(self, values: list[int]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.long, device=self._device)
+
+
+def first_key(chunk: Chunk, window: int | None) -> int:
+    """The earliest position that any token of the chunk sees."""
+    return 0 if window is None else max(0, chunk.start - window + 1)
+
+
+def causal_mask(
+    start: int,
+    end: int,
+    first: int,
+    window: int | None,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> torch.Tensor:
+    """Additive mask [end - start, end - first] of queries start..end over keys first..end.
+
+    With a window w, a query sees itself and the w - 1 tokens before it (Mistral 7B, Jiang et al. 2023).
+    """
+    queries = torch.arange(start, end, device=device)[:, None]
+    keys = torch.arange(first, end, device=device)
+    hidden = keys > queries
+    if window is not None:
+        hidden |= keys <= queries - window
+    return _additive(hidden, dtype)
+
+
+def _additive(hidden: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+    return mask.masked_fill_(hidden, float("-inf"))
+
+
+class SlotAttention:
+    """The attention function of one runner: transformers calls it once per layer.
+
+    Before a forward pass the runner sets `plan`. Without a cache it records each layer's shape and attends
+    causally over the tokens at hand: the probe.
+    """
+
+    def __init__(self) -> None:
+        self.plan: StepPlan | None = None
+        self.cache: SlotKVCache | None = None
+        self.shapes: dict[int, LayerShape] = {}
+
+    def __call__(
+        self,
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        scaling: float | None = None,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        s_aux: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, None]:
+        """Query [1, heads, T, dim], key and value [1, kv_heads, T, dim] -> [1, T, heads, value_dim]."""
+        scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+        kernel = _Kernel(scale, softcap, s_aux)
+        layer = module.layer_idx
+        assert isinstance(layer, int)
+        if self.cache is None or self.plan is None:
+            self.shapes[layer] = _layer_shape(key, value)
+            end = query.shape[2]
+            mask = causal_mask(0, end, 0, sliding_window, dtype=query.dtype, device=query.device)
+            return kernel.prefill(query, key, value, mask).transpose(1, 2), None
+        self.cache.write(
+            layer,
+            self.plan.write_slots,
+            self.plan.write_positions,
+            key[0].transpose(0, 1),
+            value[0].transpose(0, 1),
+        )
+        return self._attend(self.cache, self.plan, kernel, layer, query, sliding_window), None
+
+    def _attend(
+        self,
+        cache: SlotKVCache,
+        plan: StepPlan,
+        kernel: _Kernel,
+        layer: int,
+        query: torch.Tensor,
+        window: int | None,
+    ) -> torch.Tensor:
+        keys, values = cache.keys[layer], cache.values[layer]
+        _, heads, tokens, _ = query.shape
+        output = query.new_empty(1, tokens, heads, values.shape[-1])
+        rows = query[0].transpose(0, 1)
+        for index, (group, mask) in enumerate(zip(plan.groups, plan.decode_masks(window), strict=True)):
+            taken = slice(group.first_row, group.first_row + group.rows)
+            where = (slice(group.first_slot, group.end_slot), slice(None), slice(group.length))
+            gather = plan.gather(index)
+            if gather is None:
+                output[0, taken] = kernel.decode(rows[taken], keys[where], values[where], mask)
+            else:
+                row_of_slot, slot_of_row = gather
+                spread = kernel.decode(rows[taken][row_of_slot], keys[where], values[where], mask)
+                output[0, taken] = spread[slot_of_row]
+        row = plan.first_prefill_row
+        for chunk, mask in zip(plan.prefill, plan.prefill_masks(window), strict=True):
+            seen = (
+                slice(chunk.slot, chunk.slot + 1),
+                slice(None),
+                slice(first_key(chunk, window), chunk.end),
+            )
+            result = kernel.prefill(query[:, :, row : row + chunk.length], keys[seen], values[seen], mask)
+            output[0, row : row + chunk.length] = result[0].transpose(0, 1)
+            row += chunk.length
+        return output
+
+
+@dataclass(frozen=True, slots=True)
+class _Kernel:
+    """The arithmetic, with what the layer asks for: scale, logit soft-capping, attention sinks."""
+
+    scale: float
+    softcap: float | None
+    sinks: torch.Tensor | None
+
+    def decode(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Query [R, heads, dim], key and value [R, kv_heads, L, dim] -> [R, heads, value_dim].
+
+        Query heads that share a key head become rows of one product: keys are never repeated.
+        """
+        rows, heads, dim = query.shape
+        folded = query.reshape(rows, key.shape[1], heads // key.shape[1], dim)
+        sinks = None if self.sinks is None else self.sinks.view(1, key.shape[1], -1, 1)
+        return self._weigh(folded, key, value, mask, sinks).reshape(rows, heads, -1)
+
+    def prefill(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Query [1, heads, T, dim], key and value [1, kv_heads, L, dim], mask [T, L] or None for causal
+        over T = L -> [1, heads, T, value_dim].
+        """
+        groups = query.shape[1] // key.shape[1]
+        if self.softcap is None and self.sinks is None:
+            return functional.scaled_dot_product_attention(
+                query,
+                key,
+                value,
+                attn_mask=mask,
+                is_causal=mask is None,
+                scale=self.scale,
+                enable_gqa=groups > 1,
+            )
+        if mask is None:
+            end = query.shape[2]
+            mask = causal_mask(0, end, 0, None, dtype=query.dtype, device=query.device)
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+        sinks = None if self.sinks is None else self.sinks.view(1, -1, 1, 1)
+        return self._weigh(query, key, value, mask, sinks)
+
+    def _weigh(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        sinks: torch.Tensor | None,
+    ) -> torch.Tensor:
+        scores = torch.matmul(query * self.scale, key.transpose(-1, -2))
+        if self.softcap is not None:
+            scores = torch.tanh(scores / self.softcap) * self.softcap
+        if mask is not None:
+            scores = scores + mask
+        if sinks is None:
+            weights = torch.softmax(scores, dim=-1)
+        else:
+            # A sink takes part in the softmax and carries no value (OpenAI, gpt-oss model card, 2025).
+            column = sinks.to(scores.dtype).expand(*scores.shape[:-1], 1)
+            weights = torch.softmax(torch.cat([scores, column], dim=-1), dim=-1)[..., :-1]
+        return torch.matmul(weights, value)
+
+
+def _layer_shape(key: torch.Tensor, value: torch.Tensor) -> LayerShape:
+    return LayerShape(key.shape[1], key.shape[3], value.shape[1], value.shape[3], key.dtype, key.device)

@@ -1,0 +1,155 @@
+"""From a checkpoint on disk to an engine that can step."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig, PreTrainedConfig, PreTrainedModel
+
+from ..errors import ModelLoadError
+from ..outputs import ModelInfo
+from ..settings import Settings
+from .devices import choose_device, choose_dtype, choose_threads
+from .engine import Engine
+from .packed_runner import PackedRunner
+from .scheduler import Scheduler
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A model on local disk."""
+
+    path: Path
+    """Directory with config and weights."""
+    tokenizer_path: Path
+    """Directory with the tokenizer; the same unless the weights are a GGUF file."""
+    gguf_file: str | None = None
+    """Name of the weights' file in `path`, where they are GGUF."""
+
+
+def load_engine(checkpoint: Checkpoint, settings: Settings) -> tuple[Engine, ModelInfo]:
+    """Load the model onto its device and make an engine of it.
+
+    Raises ModelLoadError where the checkpoint is unreadable, not a generative decoder-only model, or does
+    not fit into memory with the asked slots and context.
+    """
+    started = time.perf_counter()
+    device = choose_device(settings.engine_device)
+    _configure_torch(device, settings)
+    model = load_model(checkpoint, settings, device)
+    runner = PackedRunner(
+        model,
+        slots=settings.engine_slots,
+        context_length=settings.engine_context_length,
+        model_length=_model_length(model.config),
+        memory_fraction=_kv_fraction(settings, device),
+    )
+    eos = _eos_token_ids(model)
+    scheduler = Scheduler(
+        slots=settings.engine_slots,
+        token_budget=settings.engine_token_budget,
+        context_length=runner.context_length,
+        eos_token_ids=eos,
+    )
+    info = ModelInfo(
+        tokenizer_path=str(checkpoint.tokenizer_path),
+        context_length=runner.context_length,
+        vocab_size=model.get_input_embeddings().weight.shape[0],
+        eos_token_ids=eos,
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=str(model.device),
+        runner=runner.name,
+        slots=settings.engine_slots,
+        load_seconds=time.perf_counter() - started,
+    )
+    return Engine(runner, scheduler), info
+
+
+def load_model(checkpoint: Checkpoint, settings: Settings, device: torch.device) -> PreTrainedModel:
+    """The transformers model, in eval mode, on its device."""
+    config = _read_config(checkpoint, settings)
+    if config.is_encoder_decoder:
+        raise ModelLoadError(f"{config.model_type} is an encoder-decoder model, which cannot be served yet")
+    dtype = choose_dtype(settings, device, getattr(config, "dtype", None))
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            checkpoint.path,
+            gguf_file=checkpoint.gguf_file,
+            dtype=dtype,
+            quantization_config=_quantization(checkpoint, settings),
+            trust_remote_code=settings.model_trust_remote_code,
+            use_safetensors=True,
+            local_files_only=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        raise ModelLoadError(f"{checkpoint.path}: {_first_line(error)}") from error
+    loaded: PreTrainedModel = model.eval()
+    if getattr(loaded, "is_quantized", False):
+        return loaded
+    return loaded.to(device)
+
+
+def _read_config(checkpoint: Checkpoint, settings: Settings) -> PreTrainedConfig:
+    try:
+        config = AutoConfig.from_pretrained(
+            checkpoint.path,
+            gguf_file=checkpoint.gguf_file,
+            trust_remote_code=settings.model_trust_remote_code,
+            local_files_only=True,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelLoadError(f"{checkpoint.path}: {_first_line(error)}") from error
+    assert isinstance(config, PreTrainedConfig)
+    return config
+
+
+def _quantization(checkpoint: Checkpoint, settings: Settings) -> Any:
+    if checkpoint.gguf_file is not None:
+        # Packed GGUF blocks are unpacked at every product: dense weights are faster and exact.
+        return GgufConfig(dequantize=True)
+    if not (settings.model_load_in_8bit or settings.model_load_in_4bit):
+        return None
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_8bit=settings.model_load_in_8bit, load_in_4bit=settings.model_load_in_4bit
+    )
+
+
+def _configure_torch(device: torch.device, settings: Settings) -> None:
+    if device.type == "cpu":
+        torch.set_num_threads(choose_threads(settings))
+    if device.type == "cuda" and settings.cuda_memory_fraction < 1:
+        torch.cuda.set_per_process_memory_fraction(settings.cuda_memory_fraction)
+
+
+def _kv_fraction(settings: Settings, device: torch.device) -> float:
+    if settings.engine_kv_fraction is not None:
+        return settings.engine_kv_fraction
+    # Replicas on one CPU share its memory and see the same amount free.
+    return 0.5 / settings.engine_replicas if device.type == "cpu" else 0.9
+
+
+def _model_length(config: PreTrainedConfig) -> int | None:
+    length = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return length if isinstance(length, int) and length > 0 else None
+
+
+def _eos_token_ids(model: PreTrainedModel) -> frozenset[int]:
+    generation = getattr(model, "generation_config", None)
+    for source in (generation, model.config.get_text_config()):
+        eos = getattr(source, "eos_token_id", None)
+        if isinstance(eos, int):
+            return frozenset({eos})
+        if eos:
+            return frozenset(eos)
+    return frozenset()
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

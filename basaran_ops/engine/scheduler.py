@@ -1,0 +1,130 @@
+"""Which sequences take part in the next step, and with how many tokens."""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Iterable
+from collections.abc import Sequence as Seq
+
+from ..outputs import FinishReason, SequenceOutput
+from .sequence import Batch, Chunk, Sequence
+
+
+class Scheduler:
+    """First come, first served, within a token budget per step.
+
+    Owns `waiting`, `running` and the free slots; only `schedule`, `update`, `add` and `cancel` change them.
+    Every running sequence that decodes takes part in every step. What is left of the budget goes to
+    prompts, in order of arrival, in chunks: a long prompt never stalls the running streams for longer
+    than a step of `token_budget` tokens.
+    """
+
+    def __init__(
+        self, *, slots: int, token_budget: int, context_length: int, eos_token_ids: Iterable[int]
+    ) -> None:
+        if token_budget < slots:
+            raise ValueError(
+                f"token_budget {token_budget} is below slots {slots}: a full batch would not fit"
+            )
+        self.slots = slots
+        self.token_budget = token_budget
+        self.context_length = context_length
+        self.eos_token_ids = frozenset(eos_token_ids)
+        self.waiting: deque[Sequence] = deque()
+        self.running: dict[int, Sequence] = {}
+        self._free_slots = list(range(slots))
+
+    def __repr__(self) -> str:
+        return f"<Scheduler running={len(self.running)} waiting={len(self.waiting)} slots={self.slots}>"
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.running or self.waiting)
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of running sequences that are in the KV cache."""
+        return sum(sequence.num_computed for sequence in self.running.values())
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence.
+
+        Raises ValueError for an empty prompt or one that leaves no room for a token.
+        """
+        if not 0 < sequence.prompt_length < self.context_length:
+            raise ValueError(
+                f"a prompt of {sequence.prompt_length} tokens does not fit a context of {self.context_length}"
+            )
+        self.waiting.append(sequence)
+
+    def cancel(self, sequence_id: int) -> SequenceOutput | None:
+        """End a sequence now and free its slot; None if it has ended already."""
+        sequence = self.running.get(sequence_id)
+        if sequence is not None:
+            self._release(sequence)
+            return SequenceOutput(sequence_id, (), "abort")
+        for sequence in self.waiting:
+            if sequence.id == sequence_id:
+                self.waiting.remove(sequence)
+                return SequenceOutput(sequence_id, (), "abort")
+        return None
+
+    def schedule(self) -> Batch:
+        """Admit what fits and pick the next step's chunks. Never empty while there is work."""
+        self._admit()
+        sequences = self.running.values()
+        decoding = [_chunk(sequence, 1) for sequence in sequences if sequence.num_pending == 1]
+        prefill = []
+        budget = self.token_budget - len(decoding)
+        for sequence in sequences:
+            if sequence.num_pending > 1 and budget > 0:
+                chunk = _chunk(sequence, min(sequence.num_pending, budget))
+                budget -= chunk.length
+                prefill.append(chunk)
+        decoding.sort(key=lambda chunk: chunk.slot)
+        return Batch(tuple(decoding), tuple(prefill))
+
+    def update(self, batch: Batch, sampled: Seq[int]) -> list[SequenceOutput]:
+        """Record a finished step: `sampled` holds one token for each of `batch.sampling`, in order."""
+        for chunk in batch.chunks:
+            chunk.sequence.num_computed = chunk.end
+        outputs = []
+        for sequence, token in zip(batch.sampling, sampled, strict=True):
+            sequence.tokens.append(token)
+            reason = self._finish_reason(sequence, token)
+            if reason is not None:
+                self._release(sequence)
+            outputs.append(SequenceOutput(sequence.id, (token,), reason))
+        return outputs
+
+    def check_idle(self) -> None:
+        """Raise RuntimeError if a slot is missing although nothing runs: a leak."""
+        if not self.has_work and len(self._free_slots) != self.slots:
+            raise RuntimeError(f"{self.slots - len(self._free_slots)} slots leaked")
+
+    def _admit(self) -> None:
+        while self.waiting and self._free_slots:
+            sequence = self.waiting.popleft()
+            # The lowest slot: decode rows stay neighbours, so attention covers them in few calls.
+            sequence.slot = heapq.heappop(self._free_slots)
+            self.running[sequence.id] = sequence
+
+    def _finish_reason(self, sequence: Sequence, token: int) -> FinishReason | None:
+        if token in self.eos_token_ids:
+            return "stop"
+        full = len(sequence.tokens) >= self.context_length
+        if full or sequence.num_output >= sequence.params.max_tokens:
+            return "length"
+        return None
+
+    def _release(self, sequence: Sequence) -> None:
+        del self.running[sequence.id]
+        assert sequence.slot is not None
+        heapq.heappush(self._free_slots, sequence.slot)
+        sequence.slot = None
+
+
+def _chunk(sequence: Sequence, length: int) -> Chunk:
+    assert sequence.slot is not None
+    return Chunk(sequence, sequence.slot, sequence.num_computed, length)

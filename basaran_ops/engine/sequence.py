@@ -1,0 +1,92 @@
+"""One choice being generated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+
+from ..sampling_params import SamplingParams
+
+
+class Sequence:
+    """Mutable state of one choice; written by the scheduler alone.
+
+    A sequence waits, holds a slot from admission to its end, and ends once.
+    """
+
+    __slots__ = ("id", "num_computed", "params", "prompt_length", "random", "slot", "tokens")
+
+    def __init__(
+        self, sequence_id: int, prompt_ids: tuple[int, ...], params: SamplingParams, seed: int | None
+    ) -> None:
+        self.id = sequence_id
+        self.params = params
+        self.prompt_length = len(prompt_ids)
+        self.tokens = list(prompt_ids)
+        """Prompt, then output."""
+        self.num_computed = 0
+        """Leading tokens whose keys and values are in the cache."""
+        self.slot: int | None = None
+        self.random = Random(seed)  # noqa: S311 - seeds must be reproducible
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens that must pass through the model before the next one can be sampled; 1 when decoding."""
+        return len(self.tokens) - self.num_computed
+
+    @property
+    def num_output(self) -> int:
+        """Tokens generated so far."""
+        return len(self.tokens) - self.prompt_length
+
+    def __repr__(self) -> str:
+        return (
+            f"<Sequence {self.id} slot={self.slot} prompt={self.prompt_length} "
+            f"output={self.num_output} computed={self.num_computed}>"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A sequence's share of one step: tokens[start : start + length], never empty."""
+
+    sequence: Sequence
+    slot: int
+    start: int
+    length: int
+
+    @property
+    def end(self) -> int:
+        """Tokens in the cache once the step is done."""
+        return self.start + self.length
+
+    @property
+    def samples(self) -> bool:
+        """Whether the step ends with a new token for this sequence."""
+        return self.end == len(self.sequence.tokens)
+
+    @property
+    def token_ids(self) -> list[int]:
+        return self.sequence.tokens[self.start : self.end]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One step's work. Its tokens are packed in this order: decoding chunks, then prefill chunks."""
+
+    decoding: tuple[Chunk, ...]
+    """One token each, sorted by slot."""
+    prefill: tuple[Chunk, ...]
+
+    @property
+    def chunks(self) -> tuple[Chunk, ...]:
+        return self.decoding + self.prefill
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(chunk.length for chunk in self.chunks)
+
+    @property
+    def sampling(self) -> tuple[Sequence, ...]:
+        """The sequences that get a token from this step, in row order of its logits."""
+        return tuple(chunk.sequence for chunk in self.chunks if chunk.samples)

@@ -1,0 +1,74 @@
+"""An engine's process: `python -m basaran_ops.engine_process FD`, started by the pool's ProcessTransport.
+
+FD is one end of a socket pair. The first message on it is the Settings, then the engine loop's messages.
+The process ends when the other end closes, and takes what it started with it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from types import FrameType
+from typing import NoReturn
+
+from .outputs import ModelInfo
+from .pool.engine_loop import Inbox, SteppingEngine, run_engine
+from .settings import Settings
+from .telemetry.logs import adopt_library_loggers, configure_logs
+
+log = logging.getLogger(__name__)
+
+GRACE_SECONDS = 3.0
+"""How long the main thread has to unwind, and to remove what is half made, once the server is gone."""
+
+
+def main() -> None:
+    """Serve the engine on the socket that the command line names, until its other end closes."""
+    connection: Connection = Connection(int(sys.argv[1]))
+    settings: Settings = connection.recv()
+    configure_logs(settings, process="engine")
+    signal.signal(signal.SIGTERM, _exit)
+    inbox: Inbox = SimpleQueue()
+    threading.Thread(target=_read, args=(connection, inbox), name="reader", daemon=True).start()
+
+    def load(progress: Callable[[str], None]) -> tuple[SteppingEngine, ModelInfo]:
+        progress("importing torch")
+        # Not at the top: this takes seconds, in which the server may already want us gone.
+        from .checkpoint import resolve
+        from .engine.loader import load_engine
+
+        adopt_library_loggers()
+        checkpoint = resolve(settings, progress)
+        progress(f"loading {checkpoint.path}")
+        return load_engine(checkpoint, settings)
+
+    try:
+        run_engine(load, inbox, connection.send)
+    except BrokenPipeError:
+        log.debug("the server is gone")
+
+
+def _read(connection: Connection, inbox: Inbox) -> None:
+    """Feed the inbox; when the server's end closes, end this process whatever it is doing."""
+    try:
+        while True:
+            inbox.put(connection.recv())
+    except (EOFError, OSError):
+        os.kill(os.getpid(), signal.SIGTERM)
+        # The main thread may be inside a long call that signals cannot interrupt.
+        threading.Event().wait(GRACE_SECONDS)
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+def _exit(signum: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(0)
+
+
+if __name__ == "__main__":
+    main()

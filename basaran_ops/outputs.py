@@ -1,0 +1,58 @@
+"""Frozen records that travel from an engine to whoever listens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceOutput:
+    """What one step did to one sequence. The output with a finish_reason is the sequence's last."""
+
+    sequence_id: int
+    token_ids: tuple[int, ...]
+    """New tokens, in order; the end-of-sequence token included."""
+    finish_reason: FinishReason | None = None
+    error: str | None = None
+    """Set exactly when finish_reason is "error"."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """The engine's state after a step."""
+
+    step: int = 0
+    """Steps done since the engine started."""
+    batch_size: int = 0
+    """Sequences in the last step."""
+    batch_tokens: int = 0
+    """Tokens, prompt and generated, that the last step's forward pass took."""
+    running: int = 0
+    """Sequences holding a slot."""
+    waiting: int = 0
+    """Sequences queued for a slot."""
+    cached_tokens: int = 0
+    """Tokens of running sequences in the KV cache."""
+    duration: float = 0.0
+    """Seconds the last step took."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What an engine knows of its model once it is loaded."""
+
+    tokenizer_path: str
+    """Directory that AutoTokenizer reads."""
+    context_length: int
+    """Tokens of prompt and completion together that a sequence may hold."""
+    vocab_size: int
+    """Rows of the embedding: token ids are below it."""
+    eos_token_ids: frozenset[int]
+    dtype: str
+    device: str
+    runner: str
+    slots: int
+    load_seconds: float = field(default=0.0, compare=False)

@@ -1,0 +1,196 @@
+"""The thread-safe pool that every request draws from."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ..errors import BasaranError, DeadlineExceeded, ModelLoadError, NotReady, Overloaded
+from ..outputs import ModelInfo
+from ..sampling_params import SamplingParams
+from .messages import Add
+from .replica import Replica, ReplicaStatus
+from .stream import TokenStream
+from .transport import Transport
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceWork:
+    """One sequence to generate."""
+
+    prompt_ids: tuple[int, ...]
+    params: SamplingParams
+    seed: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStatus:
+    """The pool as seen from outside, at one moment."""
+
+    ready: bool
+    """Whether a request would be taken, but for a full queue."""
+    draining: bool
+    outstanding: int
+    """Sequences admitted and not ended."""
+    capacity: int
+    """The number of outstanding sequences from which requests are refused."""
+    replicas: tuple[ReplicaStatus, ...]
+
+
+class GenerationPool:
+    """Balances sequences over replicas and ends each exactly once.
+
+    `_lock` guards the replicas' states and live sequences, `_draining` and `_streams`. It is held for
+    dictionary work only: messages to engines and to streams go through queues that never block.
+    """
+
+    def __init__(
+        self,
+        starts: Sequence[Callable[[], Transport]],
+        *,
+        capacity: int,
+        on_ready: Callable[[ModelInfo], None] = lambda info: None,
+        on_failure: Callable[[ModelLoadError], None] = lambda error: None,
+    ) -> None:
+        """One replica for each of `starts`, which start its engine.
+
+        `on_ready` is called on each replica's thread before it takes requests; `on_failure` once, when no
+        replica can ever load its model.
+        """
+        self.capacity = capacity
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._ids = itertools.count(1)
+        self._draining = False
+        self._streams: dict[TokenStream, list[tuple[Replica, int]]] = {}
+        self._on_failure = on_failure
+        self._replicas = [
+            Replica(number, start, self._lock, on_ready, self._replica_changed)
+            for number, start in enumerate(starts)
+        ]
+
+    def __repr__(self) -> str:
+        return f"<GenerationPool outstanding={self._outstanding()}/{self.capacity} {self._replicas}>"
+
+    def start(self) -> None:
+        """Start all engines; returns at once."""
+        for replica in self._replicas:
+            replica.start()
+
+    def submit(self, work: Sequence[SequenceWork]) -> TokenStream:
+        """Admit a request of one or more sequences, each to the replica with the fewest.
+
+        Never blocks. A request is taken whole if there is room for its first sequence: one larger than
+        the pool waits its turn inside and is not refused for ever. Raises Overloaded or NotReady.
+        """
+        stream = TokenStream(len(work), self._cancel)
+        with self._lock:
+            ready = self._admissible()
+            placed = []
+            for index, item in enumerate(work):
+                replica = min(ready, key=lambda r: len(r.live))
+                message = Add(next(self._ids), item.prompt_ids, item.params, item.seed)
+                replica.add(message, stream, index)
+                placed.append((replica, message.sequence_id))
+            self._streams[stream] = placed
+        return stream
+
+    def release(self, stream: TokenStream) -> None:
+        """Forget a stream whose consumer is done with it, closing it if need be. Idempotent."""
+        stream.close()
+        with self._lock:
+            self._streams.pop(stream, None)
+
+    def check_ready(self) -> None:
+        """Raise NotReady or Overloaded, saying why, if a request would be refused now."""
+        with self._lock:
+            self._admissible()
+
+    def wait_ready(self, timeout: float | None = None) -> None:
+        """Wait until a replica is ready.
+
+        Raises the ModelLoadError if none can be, NotReady if `timeout` seconds pass.
+        """
+        with self._changed:
+            self._changed.wait_for(self._settled, timeout)
+            failure = self._failure()
+            if failure is not None:
+                raise failure
+            if not self._ready():
+                raise NotReady("the model is still loading", code="model_loading")
+
+    def drain(self) -> None:
+        """Refuse new requests from now on; those that are in go on."""
+        with self._lock:
+            self._draining = True
+
+    def abort(self, error: BasaranError | None = None) -> None:
+        """End every request now, with an error."""
+        with self._lock:
+            streams = list(self._streams)
+        for stream in streams:
+            stream.fail(error or DeadlineExceeded("the server is shutting down"))
+
+    def close(self) -> None:
+        """End all requests, engines and threads. Idempotent."""
+        self.drain()
+        self.abort()
+        for replica in self._replicas:
+            replica.stop()
+
+    def status(self) -> PoolStatus:
+        with self._lock:
+            return PoolStatus(
+                ready=bool(self._ready()) and not self._draining,
+                draining=self._draining,
+                outstanding=self._outstanding(),
+                capacity=self.capacity,
+                replicas=tuple(replica.status for replica in self._replicas),
+            )
+
+    # -- under the lock -------------------------------------------------------------------------------
+
+    def _admissible(self) -> list[Replica]:
+        if self._draining:
+            raise NotReady("the server is shutting down", code="shutting_down")
+        ready = self._ready()
+        if not ready:
+            raise self._not_ready()
+        if self._outstanding() >= self.capacity:
+            raise Overloaded("all slots are busy and the queue is full; try again later")
+        return ready
+
+    def _not_ready(self) -> NotReady:
+        if any(replica.state == "loading" and not replica.restarts for replica in self._replicas):
+            return NotReady(f"the model is loading: {self._replicas[0].stage}", code="model_loading")
+        return NotReady(f"no engine is running: {self._replicas[0].stage}", code="engine_failed")
+
+    def _ready(self) -> list[Replica]:
+        return [replica for replica in self._replicas if replica.state == "ready"]
+
+    def _outstanding(self) -> int:
+        return sum(len(replica.live) for replica in self._replicas)
+
+    def _failure(self) -> ModelLoadError | None:
+        failures = [replica.failure for replica in self._replicas]
+        return failures[0] if all(failures) else None
+
+    def _settled(self) -> bool:
+        return bool(self._ready()) or self._failure() is not None
+
+    # -- called by streams and replicas, without the lock ---------------------------------------------
+
+    def _cancel(self, stream: TokenStream, index: int | None) -> None:
+        with self._lock:
+            placed = self._streams.get(stream, [])
+            for replica, sequence_id in placed if index is None else placed[index : index + 1]:
+                replica.cancel(sequence_id)
+
+    def _replica_changed(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+            failure = self._failure()
+        if failure is not None:
+            self._on_failure(failure)

@@ -1,0 +1,204 @@
+"""One engine: started, listened to, replaced when it dies."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from ..errors import BasaranError, EngineFailed, ModelLoadError
+from ..outputs import EngineStats, ModelInfo
+from .messages import Add, Cancel, Crashed, FromEngine, LoadFailed, Loading, Ready, Step
+from .stream import StreamOutput, TokenStream
+from .transport import Transport
+
+log = logging.getLogger(__name__)
+
+ReplicaState = Literal["loading", "ready", "failed", "stopped"]
+
+FIRST_BACKOFF, LAST_BACKOFF = 0.2, 30.0
+"""Seconds before a dead engine is replaced: doubled at each failure, the first again after a steady time."""
+
+STEADY_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaStatus:
+    """A replica as seen from outside, at one moment."""
+
+    number: int
+    state: ReplicaState
+    stage: str
+    """What it is doing, or why it failed."""
+    restarts: int
+    stats: EngineStats
+
+
+class Replica:
+    """Owns one engine, through its transport, and the thread that reads it.
+
+    All fields are written under the pool's lock, but for `stats`, a new record each step. `live` holds
+    every sequence that was admitted here and has not ended; taking an entry out is what ends it.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        start: Callable[[], Transport],
+        lock: threading.Lock,
+        on_ready: Callable[[ModelInfo], None],
+        on_change: Callable[[], None],
+    ) -> None:
+        """`on_ready` sees the model before requests do and may raise ModelLoadError; `on_change` is called
+        after each change of state. Both without the lock.
+        """
+        self.number = number
+        self.state: ReplicaState = "loading"
+        self.stage = "starting"
+        self.restarts = 0
+        self.stats = EngineStats()
+        self.failure: ModelLoadError | None = None
+        """Set once trying again is useless."""
+        self.live: dict[int, tuple[TokenStream, int]] = {}
+        self._start = start
+        self._lock = lock
+        self._on_ready = on_ready
+        self._on_change = on_change
+        self._transport: Transport | None = None
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"replica-{number}", daemon=True)
+
+    def __repr__(self) -> str:
+        return f"<Replica {self.number} {self.state} live={len(self.live)}>"
+
+    @property
+    def status(self) -> ReplicaStatus:
+        return ReplicaStatus(self.number, self.state, self.stage, self.restarts, self.stats)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def add(self, message: Add, stream: TokenStream, index: int) -> None:
+        """Admit a sequence; under the lock, in state ready."""
+        assert self._transport is not None
+        self.live[message.sequence_id] = (stream, index)
+        self._transport.send(message)
+
+    def cancel(self, sequence_id: int) -> None:
+        """Ask the engine to end a sequence, unless it has ended. Under the lock."""
+        if sequence_id in self.live and self._transport is not None:
+            self._transport.send(Cancel(sequence_id))
+
+    def stop(self) -> None:
+        """End the engine and the thread for good; returns once both are gone."""
+        self._stopping.set()
+        with self._lock:
+            transport = self._transport
+        if transport is not None:
+            transport.stop()
+        self._thread.join()
+
+    # -- the replica's own thread ---------------------------------------------------------------------
+
+    def _run(self) -> None:
+        backoff = FIRST_BACKOFF
+        while not self._stopping.is_set():
+            started = time.monotonic()
+            error = self._live_once()
+            if self._stopping.is_set():
+                break
+            if isinstance(error, ModelLoadError) and error.permanent:
+                log.error("the model cannot be loaded: %s", error.message)
+                with self._lock:
+                    self.failure = error
+                self._on_change()
+                return
+            if time.monotonic() - started > STEADY_SECONDS:
+                backoff = FIRST_BACKOFF
+            log.error("engine %d failed, restarting in %.1f s: %s", self.number, backoff, error.message)
+            self._stopping.wait(backoff)
+            backoff = min(backoff * 2, LAST_BACKOFF)
+            with self._lock:
+                self.restarts += 1
+        self._change("stopped", "stopped")
+
+    def _live_once(self) -> BasaranError:
+        """One engine's life, from its start to its end; returns why it ended."""
+        self._change("loading", "starting")
+        try:
+            transport = self._start()
+        except OSError as cause:
+            failure = EngineFailed(f"the engine cannot be started: {cause}")
+            self._change("failed", failure.message)
+            return failure
+        with self._lock:
+            self._transport = transport
+        if self._stopping.is_set():
+            transport.stop()
+        error = self._read(transport)
+        with self._lock:
+            self._transport = None
+            self.state, self.stage = "failed", error.message
+            orphans, self.live = list(self.live.values()), {}
+        for stream, _ in orphans:
+            stream.fail(error)
+        self._on_change()
+        ending = transport.close()
+        log.info("engine %d ended: %s", self.number, ending)
+        return error
+
+    def _read(self, transport: Transport) -> BasaranError:
+        while True:
+            try:
+                message = transport.receive()
+                error = self._handle(message)
+            except EOFError:
+                return EngineFailed("the engine died")
+            except ModelLoadError as failure:
+                return failure
+            if error is not None:
+                return error
+
+    def _handle(self, message: FromEngine) -> BasaranError | None:
+        """Act on a message; the error if it is the engine's last."""
+        match message:
+            case Step():
+                self._deliver(message)
+            case Loading(stage):
+                log.info("engine %d: %s", self.number, stage)
+                self._change("loading", stage)
+            case Ready(info):
+                self._on_ready(info)
+                log.info("engine %d is ready: %s", self.number, info)
+                self._change("ready", "ready")
+            case LoadFailed(failure):
+                return failure
+            case Crashed(reason):
+                return EngineFailed(f"the engine failed: {reason}")
+        return None
+
+    def _deliver(self, step: Step) -> None:
+        self.stats = step.stats
+        with self._lock:
+            entries = [
+                self.live.pop(output.sequence_id, None)
+                if output.finish_reason is not None
+                else self.live.get(output.sequence_id)
+                for output in step.outputs
+            ]
+        for entry, output in zip(entries, step.outputs, strict=True):
+            if entry is None:
+                continue
+            stream, index = entry
+            if output.finish_reason == "error":
+                stream.fail(EngineFailed(output.error or "the engine refused the sequence"))
+            else:
+                stream.put(StreamOutput(index, output))
+
+    def _change(self, state: ReplicaState, stage: str) -> None:
+        with self._lock:
+            self.state, self.stage = state, stage
+        self._on_change()

@@ -1,0 +1,61 @@
+"""How one request wants its tokens chosen."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from .errors import InvalidRequest
+
+MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """Parameters shared by all choices of a request; names and defaults are OpenAI's.
+
+    Raises InvalidRequest naming the parameter for a value outside its range.
+    """
+
+    max_tokens: int = 16
+    temperature: float = 1.0
+    """0 is greedy; otherwise logits are divided by it."""
+    top_p: float = 1.0
+    """Nucleus sampling (Holtzman et al. 2020). 0 is greedy."""
+    top_k: int = 0
+    """0 keeps the whole vocabulary."""
+    min_p: float = 0.0
+    """Drop tokens less probable than min_p times the likeliest (Nguyen et al. 2024)."""
+    n: int = 1
+    seed: int | None = None
+    """Choice j draws from a generator seeded with seed + j; None is seeded by the system."""
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _require(self.max_tokens >= 0, "max_tokens", "must be at least 0")
+        _require(0 <= self.temperature <= 2, "temperature", "must be between 0 and 2")
+        _require(0 <= self.top_p <= 1, "top_p", "must be between 0 and 1")
+        _require(self.top_k >= 0, "top_k", "must be at least 0 (0 keeps every token)")
+        _require(0 <= self.min_p <= 1, "min_p", "must be between 0 and 1")
+        _require(self.n >= 1, "n", "must be at least 1")
+        _require(
+            self.seed is None or -MAX_SEED - 1 <= self.seed <= MAX_SEED,
+            "seed",
+            "must be a 64-bit signed integer",
+        )
+        _require(all(self.stop), "stop", "must not hold an empty string")
+        _require(math.isfinite(self.temperature), "temperature", "must be a finite number")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether every token is the argmax."""
+        return self.temperature == 0 or self.top_p == 0 or self.top_k == 1
+
+    def seed_of(self, choice: int) -> int | None:
+        """The seed of the given choice (0 .. n-1), or None to seed from the system."""
+        return None if self.seed is None else self.seed + choice
+
+
+def _require(holds: bool, param: str, rule: str) -> None:
+    if not holds:
+        raise InvalidRequest(f"{param} {rule}", param=param)

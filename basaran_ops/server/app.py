@@ -1,0 +1,95 @@
+"""The Flask app, and how the server makes it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import uuid
+from collections.abc import Callable
+from functools import partial
+
+from flask import Flask, Response, g, request
+
+from ..errors import ModelLoadError
+from ..pool import GenerationPool, ProcessTransport
+from ..pool.process_transport import visible_devices
+from ..settings import Settings
+from ..stream_model import StreamModel
+from ..telemetry.logs import configure_logs
+from ..text.tokenizer import import_library
+from . import completions, error_responses, health, models
+from .disconnects import DepartureMonitor
+from .service import EXTENSION, Service
+
+log = logging.getLogger(__name__)
+
+DEFAULT_MODEL_NAME = "SmolLM2-135M-Instruct"
+
+
+def create_app(service: Service) -> Flask:
+    """The WSGI app over a model that may still be loading."""
+    app = Flask(__name__, static_folder=None)
+    app.json.ensure_ascii = False  # type: ignore[attr-defined]  # of the default provider
+    app.json.sort_keys = False  # type: ignore[attr-defined]
+    app.json.compact = True  # type: ignore[attr-defined]
+    app.url_map.strict_slashes = False
+    app.extensions[EXTENSION] = service
+    for module in (completions, models, health):
+        app.register_blueprint(module.blueprint)
+    error_responses.install(app)
+    app.before_request(_identify)
+    app.after_request(_stamp)
+    return app
+
+
+def create_server(on_fatal: Callable[[ModelLoadError], None] | None = None) -> Flask:
+    """The app as gunicorn's worker serves it: settings from the environment, engines starting.
+
+    `on_fatal` is called, on another thread, if the model can never be loaded.
+    """
+    settings = Settings.from_environment(os.environ)
+    configure_logs(settings, process="server")
+    forbid_torch()
+    service = start_service(settings, on_fatal or (lambda error: None))
+    import_library()
+    return create_app(service)
+
+
+def start_service(settings: Settings, on_fatal: Callable[[ModelLoadError], None]) -> Service:
+    """Start the engines; returns at once, with the model still loading."""
+    model = StreamModel(trust_remote_code=settings.model_trust_remote_code)
+    replicas = range(settings.engine_replicas)
+    environments = [
+        dict(os.environ) | visible_devices(number, settings.engine_replicas, os.environ)
+        for number in replicas
+    ]
+    pool = GenerationPool(
+        [partial(ProcessTransport, settings, environ) for environ in environments],
+        capacity=settings.capacity,
+        on_ready=model.on_ready,
+        on_failure=on_fatal,
+    )
+    model.attach(pool)
+    pool.start()
+    name = settings.server_model_name or settings.model or DEFAULT_MODEL_NAME
+    return Service(settings, model, name, DepartureMonitor())
+
+
+def forbid_torch() -> None:
+    """Make `import torch` fail in this process: it would take seconds, memory, and a GPU context."""
+    if sys.modules.get("torch") is not None:
+        raise RuntimeError("torch was imported before the server's process could forbid it")
+    sys.modules["torch"] = None  # type: ignore[assignment]  # Python's own way to forbid an import
+    # transformers would advise to install it.
+    os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"
+
+
+def _identify() -> None:
+    given = request.headers.get("x-request-id", "")
+    g.request_id = given if 0 < len(given) <= 128 and given.isprintable() else uuid.uuid4().hex
+
+
+def _stamp(response: Response) -> Response:
+    response.headers["x-request-id"] = g.get("request_id", "")
+    return response

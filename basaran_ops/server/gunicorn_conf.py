@@ -1,0 +1,64 @@
+"""gunicorn's configuration, from the settings: `gunicorn -c python:basaran_ops.server.gunicorn_conf`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+from gunicorn.glogging import Logger
+
+from basaran_ops.settings import InvalidSettings, Settings, unknown_variables
+from basaran_ops.telemetry.logs import configure_logs
+
+EXIT_SECONDS = 5
+"""From the drain's deadline to the last thread's end."""
+
+
+class StructuredLogger(Logger):  # type: ignore[misc]  # gunicorn has no types
+    """Hands gunicorn's records to our one chain instead of writing them itself."""
+
+    def setup(self, cfg: Any) -> None:
+        super().setup(cfg)
+        self.error_log.handlers.clear()
+        self.error_log.propagate = True
+
+
+def when_ready(server: Any) -> None:
+    """Accepted sockets inherit this: a client that does not read what we send is cut off in time."""
+    if not hasattr(socket, "TCP_USER_TIMEOUT"):
+        return
+    milliseconds = settings.server_channel_timeout * 1000
+    for listener in server.LISTENERS:
+        listener.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+
+
+try:
+    settings = Settings.from_environment(os.environ)
+except InvalidSettings as error:
+    sys.exit(f"invalid settings:\n{error}")
+
+configure_logs(settings, process="arbiter")
+# Here, before gunicorn adds a SERVER_SOFTWARE of its own to the environment.
+for warning in unknown_variables(os.environ):
+    logging.getLogger(__name__).warning(warning)
+
+wsgi_app = "basaran_ops.server.app:create_server()"
+"""Named for gunicorn; the worker makes the app itself, to hear of its failures."""
+
+bind = f"{settings.host}:{settings.port}"
+worker_class = "basaran_ops.server.worker.StreamWorker"
+workers = 1
+threads = settings.threads
+worker_connections = settings.server_connection_limit
+keepalive = settings.server_keepalive
+graceful_timeout = settings.server_drain_timeout + EXIT_SECONDS
+timeout = 60
+control_socket_disable = True
+logger_class = StructuredLogger
+loglevel = settings.log_level
+proc_name = "basaran_ops"
+worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 - gunicorn's heartbeat

@@ -1,0 +1,36 @@
+"""What the views share: one object, made with the app."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import cast
+
+from flask import current_app
+
+from ..settings import Settings
+from ..stream_model import StreamModel
+from .disconnects import DepartureMonitor
+
+EXTENSION = "basaran_ops"
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """The settings, the model and the monitor of one app."""
+
+    settings: Settings
+    model: StreamModel
+    model_name: str
+    departures: DepartureMonitor
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def close(self) -> None:
+        """End all requests, engines and threads. Idempotent."""
+        self.model.close()
+        self.departures.close()
+
+
+def service() -> Service:
+    """The service of the app that handles the current request."""
+    return cast("Service", current_app.extensions[EXTENSION])

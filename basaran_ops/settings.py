@@ -1,0 +1,185 @@
+"""Every setting, read once from environment variables. The variable is the field's name in capitals."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+PREFIXES = ("MODEL_", "SERVER_", "COMPLETION_", "ENGINE_", "MANAGEMENT_", "LOG_")
+"""A variable with one of these that we do not know is probably a typing mistake."""
+
+RETIRED = {
+    "COMPLETION_MAX_INTERVAL": "tokens are sent as soon as they are there",
+    "COMPLETION_MAX_LOGPROBS": "logprobs are not available yet",
+    "SERVER_NO_PLAYGROUND": "there is no playground yet",
+    "SERVER_CORS_ORIGINS": "cross-origin requests are not available yet",
+}
+"""Basaran's names that have no effect here, and why."""
+
+HEADROOM = 16
+"""Request threads beyond slots and queue: health checks, refusals, requests that are being parsed."""
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+
+
+class InvalidSettings(Exception):
+    """One line for each fault, each naming its variable."""
+
+    def __init__(self, faults: list[str]) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = faults
+
+
+class Settings(BaseModel):
+    """All settings, frozen. Basaran's names keep Basaran's meaning."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    # The model
+    model: str = Field("", description="Hub id, directory or .gguf file. Empty: SmolLM2-135M-Instruct.")
+    model_revision: str = Field("", description="Branch, tag or commit of a hub id.")
+    model_cache_dir: str = Field("", description="Where downloads and conversions are kept.")
+    model_local_files_only: bool = Field(False, description="Never download.")
+    model_trust_remote_code: bool = Field(False, description="Run code that comes with the model.")
+    model_half_precision: bool = Field(False, description="float16 weights, as Basaran.")
+    model_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="Weights' type. auto: the checkpoint's on a GPU, bfloat16 on a CPU that computes in it, "
+        "else float32.",
+    )
+    model_load_in_8bit: bool = Field(False, description="8-bit weights by bitsandbytes.")
+    model_load_in_4bit: bool = Field(False, description="4-bit weights by bitsandbytes.")
+
+    # The engine
+    engine_slots: Positive = Field(32, description="Sequences generated at the same time, per replica.")
+    engine_context_length: Positive | None = Field(
+        None, description="Tokens of prompt and completion. Unset: as the model and memory allow."
+    )
+    engine_token_budget: Positive = Field(
+        512, description="Tokens of one step; a longer prompt is read in chunks."
+    )
+    engine_replicas: Positive = Field(1, description="Engines, each on its own device.")
+    engine_device: str = Field("auto", description="auto, cpu, cuda or mps.")
+    engine_threads: Positive | None = Field(
+        None, description="Threads of one engine on a CPU. Unset: the cores, shared among replicas."
+    )
+    engine_kv_fraction: Fraction | None = Field(
+        None,
+        description="Share of the memory left after loading that keys and values may take. Unset: 0.5 on a "
+        "CPU, 0.9 on a GPU.",
+    )
+    cuda_memory_fraction: Fraction = Field(1.0, description="Share of each GPU's memory that may be used.")
+
+    # The server
+    host: str = Field("0.0.0.0", description="Address to listen on.")  # noqa: S104 - a server's default
+    port: int = Field(8000, ge=0, le=65535, description="Port of the API.")
+    server_model_name: str = Field("", description="Name of the model in the API. Empty: MODEL.")
+    server_identity: str = Field("basaran_ops", description="The Server response header.")
+    server_queue_limit: int = Field(64, ge=0, description="Sequences that may wait for a slot; more get 429.")
+    server_threads: Positive | None = Field(
+        None, description="Request threads. Unset: slots + queue + 16, which is also the least allowed."
+    )
+    server_connection_limit: Positive = Field(1000, description="Connections open at the same time.")
+    server_channel_timeout: Positive = Field(
+        300, description="Seconds after which a client that does not read is cut off."
+    )
+    server_keepalive: int = Field(75, ge=0, description="Seconds an idle connection is kept.")
+    server_head_timeout: Positive = Field(10, description="Seconds a client has for a request's head.")
+    server_max_body: Positive = Field(16 * 2**20, description="Bytes of a request's body; more get 413.")
+    server_drain_timeout: int = Field(
+        90, ge=0, description="Seconds that running requests have to finish after SIGTERM."
+    )
+
+    # Completions
+    completion_max_prompt: Positive | None = Field(
+        None, description="Characters of a prompt; more get 400. Unset: the context decides."
+    )
+    completion_max_tokens: Positive | None = Field(
+        None, description="The largest max_tokens. Unset: the context decides."
+    )
+    completion_max_n: Positive = Field(16, description="The largest n.")
+    completion_max_prompts: Positive = Field(1024, description="Prompts of one request.")
+
+    # Logs
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto", description="auto: console on a terminal, else JSON."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Settings:
+        faults = []
+        if self.model_load_in_8bit and self.model_load_in_4bit:
+            faults.append("MODEL_LOAD_IN_8BIT and MODEL_LOAD_IN_4BIT exclude each other")
+        if self.model_half_precision and self.model_dtype not in ("auto", "float16"):
+            faults.append(f"MODEL_HALF_PRECISION is float16, but MODEL_DTYPE is {self.model_dtype}")
+        if self.engine_token_budget < self.engine_slots:
+            faults.append(
+                f"ENGINE_TOKEN_BUDGET={self.engine_token_budget} must be at least "
+                f"ENGINE_SLOTS={self.engine_slots}"
+            )
+        if self.threads < self.capacity + HEADROOM:
+            faults.append(
+                f"SERVER_THREADS={self.threads} must be at least ENGINE_SLOTS x ENGINE_REPLICAS + "
+                f"SERVER_QUEUE_LIMIT + {HEADROOM} = {self.capacity + HEADROOM}, or waiting requests block "
+                "all others"
+            )
+        if self.server_connection_limit <= self.threads:
+            faults.append(
+                f"SERVER_CONNECTION_LIMIT={self.server_connection_limit} must be above the "
+                f"{self.threads} threads"
+            )
+        if faults:
+            raise ValueError("\n".join(faults))
+        return self
+
+    @property
+    def capacity(self) -> int:
+        """Sequences that can be admitted: running and waiting."""
+        return self.engine_slots * self.engine_replicas + self.server_queue_limit
+
+    @property
+    def threads(self) -> int:
+        """Request threads: each admitted request holds one, and none may wait for another's."""
+        return self.server_threads or self.capacity + HEADROOM
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str]) -> Settings:
+        """Read the settings; an empty variable counts as unset.
+
+        Raises InvalidSettings with every fault at once.
+        """
+        values = {name: environ[name.upper()] for name in cls.model_fields if environ.get(name.upper())}
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise InvalidSettings(_faults(error)) from None
+
+
+def _faults(error: ValidationError) -> list[str]:
+    faults = []
+    for detail in error.errors(include_url=False):
+        if detail["loc"]:
+            name = str(detail["loc"][0]).upper()
+            faults.append(f"{name}={detail['input']!r}: {detail['msg']}")
+        else:
+            faults.extend(detail["msg"].removeprefix("Value error, ").splitlines())
+    return faults
+
+
+def unknown_variables(environ: Mapping[str, str]) -> list[str]:
+    """A warning for each variable that looks like ours and is not, with the nearest known name."""
+    known = {name.upper() for name in Settings.model_fields}
+    warnings = []
+    for name in sorted(environ):
+        if name in RETIRED:
+            warnings.append(f"{name} has no effect: {RETIRED[name]}")
+        elif name.startswith(PREFIXES) and name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            warnings.append(f"{name} is not a setting{hint}")
+    return warnings

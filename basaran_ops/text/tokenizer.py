@@ -1,0 +1,76 @@
+"""The model's tokenizer, safe to call from many threads."""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from ..errors import ModelLoadError
+
+
+class Tokenizer:
+    """Wraps transformers' tokenizer.
+
+    The Rust backend is called directly: transformers' own methods set its padding and truncation before
+    each call, which fails when two threads do it ("Already borrowed"). A Python one is called under a lock.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._backend = getattr(tokenizer, "backend_tokenizer", None)
+        self._lock: AbstractContextManager[object] = threading.Lock()
+        if self._backend is not None:
+            self._backend.no_truncation()
+            self._backend.no_padding()
+            self._lock = nullcontext()
+        self.bos_token_id: int | None = tokenizer.bos_token_id
+        self.eos_token_id: int | None = tokenizer.eos_token_id
+
+    @classmethod
+    def load(cls, path: str, *, trust_remote_code: bool = False) -> Tokenizer:
+        """Read the tokenizer in a directory. Raises ModelLoadError if there is none that can be read."""
+        from transformers import AutoTokenizer  # two seconds: see import_library
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                path, trust_remote_code=trust_remote_code, local_files_only=True
+            )
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise ModelLoadError(f"{path}: its tokenizer cannot be read: {error}") from error
+        return cls(tokenizer)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, with the special tokens that the tokenizer adds to a prompt."""
+        if self._backend is not None:
+            return list(self._backend.encode(text, add_special_tokens=True).ids)
+        with self._lock:
+            return list(self._tokenizer.encode(text))
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of token ids, without special tokens; an incomplete character becomes U+FFFD."""
+        if self._backend is not None:
+            return str(self._backend.decode(list(token_ids), skip_special_tokens=True))
+        with self._lock:
+            text = self._tokenizer.decode(
+                list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+            return str(text)
+
+    def prompt_start(self) -> int:
+        """The token that an absent prompt starts from: BOS, else EOS.
+
+        Raises ValueError if the tokenizer has neither.
+        """
+        for token in (self.bos_token_id, self.eos_token_id):
+            if token is not None:
+                return token
+        raise ValueError("the tokenizer has neither a BOS nor an EOS token")
+
+
+def import_library() -> None:
+    """Import transformers now, while the engine loads, rather than when the model is ready."""
+    importlib.import_module("transformers.tokenization_utils_base")
+    importlib.import_module("transformers.models.auto.tokenization_auto")

@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help run test lint format check clean
+.PHONY: help run test lint format check docs clean
 
 help:  ## Say what the verbs do.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -26,6 +26,9 @@ format: .venv/installed-test  ## Rewrite the code in the project's style.
 	$(BIN)/ruff check --fix .
 
 check: lint test  ## All that must pass before a change lands.
+
+docs: .venv/installed-test  ## Write the parts of the docs that are generated.
+	$(BIN)/python -m tests.test_readme
 
 clean:  ## Remove what the verbs made here.
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info

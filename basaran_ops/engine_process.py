@@ -50,8 +50,12 @@ def main() -> None:
 
     try:
         run_engine(load, inbox, connection.send)
-    except BrokenPipeError:
-        log.debug("the server is gone")
+    except (SystemExit, BrokenPipeError):
+        log.debug("told to end")
+    except BaseException:
+        log.exception("the engine's process failed")
+        _leave(1)
+    _leave(0)
 
 
 def _read(connection: Connection, inbox: Inbox) -> None:
@@ -67,7 +71,15 @@ def _read(connection: Connection, inbox: Inbox) -> None:
 
 
 def _exit(signum: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(0)
+    # Once: what unwinds now must not be interrupted.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise SystemExit
+
+
+def _leave(status: int) -> NoReturn:
+    """End without the interpreter's finalization, in which torch takes its time and signals still arrive."""
+    logging.shutdown()
+    os._exit(status)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig, PreTrainedConfig, PreTrainedModel
 
 from ..errors import ModelLoadError
@@ -85,7 +86,7 @@ def load_model(checkpoint: Checkpoint, settings: Settings, device: torch.device)
             use_safetensors=True,
             local_files_only=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelLoadError(f"{checkpoint.path}: {_first_line(error)}") from error
     loaded: PreTrainedModel = model.eval()
     if getattr(loaded, "is_quantized", False):

@@ -113,6 +113,10 @@ class CompletionRequest(_Body):
         """
         values = _json_object(body) if body or not query else {}
         values |= {name: _from_query(cls, name, given) for name, given in query.items()}
+        limit = settings.completion_max_tokens
+        if limit is not None and values.get("max_tokens") is None:
+            # The default must not be refused.
+            values["max_tokens"] = min(limit, cls.model_fields["max_tokens"].default)
         try:
             request = cls.model_validate(values)
         except ValidationError as error:

@@ -39,7 +39,7 @@ LINGER_SECONDS = 2.0
 """How long a closed connection may take to say that it has read all (RFC 9112, section 9.6)."""
 
 HEAD_LIMIT = 64 * 1024
-"""Bytes of a head that the main loop collects; gunicorn's own limits then refuse it."""
+"""Bytes that a head may have; a longer one is refused before any thread sees it."""
 
 FINAL_SECONDS = 2.0
 """How long request threads have to send their last words once the engines are gone."""
@@ -105,14 +105,19 @@ class StreamWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         except OSError:
             data = b""
         head.data += data
-        complete = b"\r\n\r\n" in head.data or len(head.data) > HEAD_LIMIT
-        if data and not complete:
+        complete = b"\r\n\r\n" in head.data
+        too_long = not complete and len(head.data) > HEAD_LIMIT
+        if data and not complete and not too_long:
             return
         self.poller.unregister(client)
         self._heads.remove(head)
         if complete:
             head.conn.parser.unreader.unread(bytes(head.data))
             self.enqueue_req(head.conn)
+        elif too_long:
+            message = f"the head of the request is longer than {HEAD_LIMIT} bytes"
+            write_error(client, 431, "Request Header Fields Too Large", message)
+            self._linger(head.conn)
         else:
             self._drop(head.conn)
 
@@ -126,7 +131,11 @@ class StreamWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         """A request is done: keep its connection, or half-close it and wait in the poller for the rest."""
         if future.cancelled() or future.exception() is not None or future.result():
             super().finish_request(conn, future)
-            return
+        else:
+            self._linger(conn)
+
+    def _linger(self, conn: TConn) -> None:
+        """Half-close, and close once the peer has done so too or its time is over."""
         self.nr_conns -= 1
         try:
             conn.sock.shutdown(socket.SHUT_WR)

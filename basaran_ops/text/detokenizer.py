@@ -8,47 +8,60 @@ from os.path import commonprefix
 REPLACEMENT = "\ufffd"
 
 CONTEXT = 6
-"""Prompt tokens decoded along with the output: what a token looks like depends on its neighbours."""
+"""Tokens before the new one that are decoded along with it: a token's text depends on its neighbours."""
 
-MAX_HELD = 6
-"""Tokens held back while they end inside a character. The longest UTF-8 character is 4 bytes; a token that
-still ends in U+FFFD after this many is one that cannot be decoded."""
+MAX_UNCERTAIN = 3
+"""Replacement characters at the end that the next token may still turn into something else: a UTF-8
+character has up to 4 bytes, and some decoders show one replacement for each byte of an unfinished one."""
+
+MAX_WINDOW = 32
+"""Tokens decoded at a time while no character is ever finished."""
 
 
 class Detokenizer:
     """Turns tokens into text as they come; the texts joined are the text of the whole.
 
-    A window of the last tokens is decoded with and without the new ones, and the difference is
-    the new text: byte-level and sentencepiece decoders both give it exactly, spaces and multi-token
-    characters included.
+    A window of the last tokens is decoded with each new one, and what that adds to the text shown so far is
+    the new text: byte-level and sentencepiece decoders both give it exactly, spaces and characters of
+    several tokens included.
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str], prompt_ids: Sequence[int]) -> None:
         self._decode = decode
         self._window = list(prompt_ids[-CONTEXT:])
-        self._told = len(self._window)
-        """Leading tokens of the window whose text is out."""
-        self._prefix = decode(self._window)
+        self._shown = decode(self._window)
+        """The window's text as far as it is out."""
 
     def push(self, token_id: int) -> str:
         """The text that is certain with this token; "" while it ends inside a character."""
         self._window.append(token_id)
         text = self._decode(self._window)
-        held = len(self._window) - self._told
-        if text.endswith(REPLACEMENT) and held < MAX_HELD:
-            return ""
-        return self._tell(text)
+        certain = text[: len(text) - _uncertain(text)]
+        new = self._beyond_shown(certain)
+        if new:
+            self._shown = certain
+        if certain == text or len(self._window) >= MAX_WINDOW:
+            self._slide(_uncertain(text))
+        return new
 
     def flush(self) -> str:
         """The text still held back, at the end: an unfinished character becomes U+FFFD."""
-        if self._told == len(self._window):
-            return ""
-        return self._tell(self._decode(self._window))
-
-    def _tell(self, text: str) -> str:
-        # Not simply text[len(prefix):]: a prompt may end inside a character, which the output completes.
-        new = text[len(commonprefix((self._prefix, text))) :]  # noqa: RUF071 - characters are meant
-        del self._window[:-CONTEXT]
-        self._told = len(self._window)
-        self._prefix = self._decode(self._window)
+        text = self._decode(self._window)
+        new = self._beyond_shown(text)
+        self._shown = text
         return new
+
+    def _beyond_shown(self, text: str) -> str:
+        # Not text[len(shown):]: a prompt may end inside a character, which the output then completes.
+        return text[len(commonprefix((self._shown, text))) :]  # noqa: RUF071 - characters are meant
+
+    def _slide(self, uncertain: int) -> None:
+        keep = CONTEXT if not uncertain else MAX_WINDOW // 2
+        del self._window[:-keep]
+        text = self._decode(self._window)
+        self._shown = text[: len(text) - uncertain]
+
+
+def _uncertain(text: str) -> int:
+    """How many characters at the end may still change."""
+    return min(MAX_UNCERTAIN, len(text) - len(text.rstrip(REPLACEMENT)))

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from basaran_ops.engine import memory
+from basaran_ops.engine.memory import available_bytes
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("limit_file", "usage_file"),
+    [
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ],
+    ids=["v2", "v1"],
+)
+def test_a_containers_limit_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit_file: str, usage_file: str
+) -> None:
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    (tmp_path / limit_file).parent.mkdir(exist_ok=True)
+    (tmp_path / limit_file).write_text("5000000\n")
+    (tmp_path / usage_file).write_text("2000000\n")
+    assert available_bytes(CPU) == 3000000
+
+
+@pytest.mark.parametrize("limit", ["max", str(2**63 - 4096)])
+def test_no_limit_leaves_the_machines_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    (tmp_path / "memory.max").write_text(limit)
+    (tmp_path / "memory.current").write_text("1")
+    available = psutil.virtual_memory().available
+    assert available_bytes(CPU) == pytest.approx(available, rel=0.2)

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from basaran_ops.server.disconnects import DepartureMonitor
+
+
+@pytest.fixture
+def monitor() -> Iterator[DepartureMonitor]:
+    monitor = DepartureMonitor()
+    yield monitor
+    monitor.close()
+    monitor.close()
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """A TCP connection: (server's end, client's end)."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname())
+        server, _ = listener.accept()
+        return server, client
+
+
+def test_a_client_that_leaves_is_noticed_within_milliseconds(monitor: DepartureMonitor) -> None:
+    server, client = pair()
+    left = threading.Event()
+    undo = monitor.watch(server, left.set)
+    started = time.monotonic()
+    client.close()
+    assert left.wait(1)
+    assert time.monotonic() - started < 0.05
+    undo()
+    undo()
+    server.close()
+
+
+def test_a_client_that_left_before_is_noticed_too(monitor: DepartureMonitor) -> None:
+    server, client = pair()
+    client.close()
+    time.sleep(0.05)
+    left = threading.Event()
+    monitor.watch(server, left.set)
+    assert left.wait(1)
+    server.close()
+
+
+def test_a_client_that_sends_more_has_not_left(monitor: DepartureMonitor) -> None:
+    server, client = pair()
+    left = threading.Event()
+    undo = monitor.watch(server, left.set)
+    client.sendall(b"GET / HTTP/1.1\r\n")
+    assert not left.wait(0.1)
+    undo()
+    server.close()
+    client.close()
+
+
+def test_after_the_undo_nobody_is_called(monitor: DepartureMonitor) -> None:
+    server, client = pair()
+    left = threading.Event()
+    monitor.watch(server, left.set)()
+    client.close()
+    assert not left.wait(0.1)
+    server.close()
+    assert repr(monitor) == "<DepartureMonitor watching=0>"
+
+
+def test_hundreds_may_leave_at_once(monitor: DepartureMonitor) -> None:
+    pairs = [pair() for _ in range(300)]
+    left: list[int] = []
+    for number, (server, _) in enumerate(pairs):
+        monitor.watch(server, lambda number=number: left.append(number))
+    for _, client in pairs:
+        client.close()
+    deadline = time.monotonic() + 2
+    while len(left) < 300 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert sorted(left) == list(range(300))
+    for server, _ in pairs:
+        server.close()
+
+
+def test_without_a_socket_nothing_is_watched(monitor: DepartureMonitor) -> None:
+    monitor.watch(None, pytest.fail)()

@@ -1,0 +1,188 @@
+"""The worker's mends, on a real gunicorn over real sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from ..running_server import RunningServer, running_server
+
+HEAD = b"GET /health HTTP/1.1\r\nHost: x\r\n"
+COMPLETION = b'{"prompt": "the", "max_tokens": 2}'
+
+
+@pytest.fixture(scope="module")
+def server(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """18 request threads, two seconds for a head, 10,000 bytes for a body."""
+    log = tmp_path_factory.mktemp("worker") / "log"
+    with running_server(
+        log,
+        MODEL=str(tiny_path),
+        ENGINE_SLOTS="2",
+        SERVER_QUEUE_LIMIT="0",
+        SERVER_HEAD_TIMEOUT="2",
+        SERVER_MAX_BODY="10000",
+    ) as server:
+        yield server.wait_ready()
+
+
+@pytest.fixture
+def connect(server: RunningServer) -> Iterator[object]:
+    with contextlib.ExitStack() as stack:
+
+        def connect() -> socket.socket:
+            connection = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+            stack.callback(connection.close)
+            return connection
+
+        yield connect
+
+
+def answer(connection: socket.socket) -> bytes:
+    """Everything until the server closes or says no more for a moment."""
+    data = b""
+    connection.settimeout(1)
+    with contextlib.suppress(TimeoutError, ConnectionResetError):
+        while chunk := connection.recv(65536):
+            data += chunk
+    return data
+
+
+def post(body: bytes, head: bytes = b"", path: bytes = b"/v1/completions") -> bytes:
+    length = b"Content-Length: %d\r\n" % len(body)
+    return b"POST %b HTTP/1.1\r\nHost: x\r\n%b%b\r\n%b" % (path, length, head, body)
+
+
+def chunked(body: bytes, size: int) -> bytes:
+    pieces = [body[start : start + size] for start in range(0, len(body), size)]
+    framed = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
+    return (
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        + framed
+        + b"0\r\n\r\n"
+    )
+
+
+def quick(server: RunningServer) -> float:
+    """Seconds that a new client waits for /health."""
+    started = time.monotonic()
+    assert httpx.get(f"{server.url}/health", timeout=10).status_code == 200
+    return time.monotonic() - started
+
+
+def test_clients_that_trickle_heads_hold_no_thread_and_are_dropped(
+    server: RunningServer, connect: object
+) -> None:
+    slow = [connect() for _ in range(60)]
+    for connection in slow:
+        connection.sendall(HEAD)
+    silent = [connect() for _ in range(60)]
+    for _ in range(4):
+        time.sleep(0.3)
+        for connection in slow:
+            connection.sendall(b"X-More: 1\r\n")
+        assert quick(server) < 0.5
+    started = time.monotonic()
+    for connection in (*slow, *silent):
+        assert answer(connection) == b""
+    assert time.monotonic() - started < 4
+
+
+def test_clients_that_do_not_close_hold_up_nobody(server: RunningServer, connect: object) -> None:
+    idle = [connect() for _ in range(50)]
+    for connection in idle:
+        connection.sendall(HEAD + b"Connection: close\r\n\r\n")
+    for connection in idle:
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+    assert quick(server) < 0.5
+
+
+def test_a_connection_is_kept_for_the_next_request(server: RunningServer) -> None:
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port)) as connection:
+        connection.connect()
+        kept = connection.sock
+        for _ in range(3):
+            connection.request("GET", "/health")
+            assert connection.getresponse().read()
+            assert connection.sock is kept
+
+
+def test_requests_may_be_sent_ahead(connect: object) -> None:
+    connection = connect()
+    connection.sendall(post(COMPLETION) + HEAD + b"\r\n" + post(COMPLETION))
+    assert answer(connection).count(b"HTTP/1.1 200") == 3
+
+
+def test_a_request_may_come_byte_by_byte(connect: object) -> None:
+    connection = connect()
+    for byte in post(COMPLETION):
+        connection.sendall(bytes([byte]))
+    assert b"HTTP/1.1 200" in answer(connection)
+
+
+def test_a_client_may_wait_to_be_told_to_go_on(connect: object) -> None:
+    connection = connect()
+    request = post(COMPLETION, head=b"Expect: 100-continue\r\n")
+    connection.sendall(request[: -len(COMPLETION)])
+    assert connection.recv(1000).startswith(b"HTTP/1.1 100")
+    connection.sendall(COMPLETION)
+    assert b"HTTP/1.1 200" in answer(connection)
+
+
+@pytest.mark.parametrize("size", [500, 20000])
+def test_a_body_over_the_limit_is_413_with_a_length_and_in_chunks(connect: object, size: int) -> None:
+    body = json.dumps({"prompt": "x" * 12000}).encode()
+    for request in (post(body), chunked(body, size)):
+        connection = connect()
+        connection.sendall(request)
+        head, _, text = answer(connection).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 413"), head
+        assert json.loads(text)["error"]["code"] == "request_too_large"
+
+
+def test_a_body_at_the_limit_is_read_whole(connect: object) -> None:
+    body = json.dumps({"prompt": [5], "max_tokens": 1, "user": "x" * 9000}).encode()
+    body += b" " * (10000 - len(body))
+    for request in (post(body), chunked(body, 777)):
+        connection = connect()
+        connection.sendall(request)
+        assert answer(connection).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (b"NONSENSE\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nBad Header : 1\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 9000 + b"\r\n\r\n", 431),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 200000, 431),
+        (b"GET /" + b"y" * 5000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414),
+    ],
+    ids=["request line", "header", "two lengths", "long header", "endless header", "long URL"],
+)
+def test_a_malformed_head_is_answered_in_the_shape_of_all_errors(
+    connect: object, request_bytes: bytes, status: int
+) -> None:
+    connection = connect()
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        connection.sendall(request_bytes)
+    head, _, text = answer(connection).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d" % status), head
+    assert set(json.loads(text)["error"]) == {"message", "type", "param", "code"}
+
+
+def test_clients_that_break_off_in_a_body_free_their_threads(server: RunningServer, connect: object) -> None:
+    for _ in range(30):
+        connection = connect()
+        connection.sendall(post(COMPLETION)[:-5])
+        connection.close()
+    assert quick(server) < 0.5

@@ -41,5 +41,7 @@ def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_server(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """A server that answers at once, shared by all tests that leave it as it was."""
     log = tmp_path_factory.mktemp("tiny-server") / "log"
-    with running_server(log, MODEL=str(tiny_path), SERVER_MODEL_NAME="org/tiny", ENGINE_SLOTS="4") as server:
+    with running_server(
+        log, MODEL=str(tiny_path), SERVER_MODEL_NAME="org/tiny", ENGINE_SLOTS="4", MODEL_DTYPE="float32"
+    ) as server:
         yield server.wait_ready()

@@ -78,8 +78,8 @@ def _events(stream: TextStream, template: dict[str, Any], include_usage: bool) -
         if include_usage:
             yield sse.event(template | {"choices": [], "usage": _usage(stream.usage)})
         yield sse.DONE
-    except (StreamClosed, GeneratorExit):
-        raise
+    except StreamClosed:
+        return  # the client has left: nobody reads what we would say
     except BasaranError as error:
         log.warning("a stream ended with an error: %s", error.message)
         yield sse.event(error_body(error)) + sse.DONE

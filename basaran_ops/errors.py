@@ -46,6 +46,16 @@ class ModelNotFound(BasaranError):
         super().__init__(f"The model '{name}' does not exist", param="model", code="model_not_found")
 
 
+class Unauthorized(BasaranError):
+    """No API key, or one that is not ours."""
+
+    status = 401
+    type = "invalid_request_error"
+
+    def __init__(self) -> None:
+        super().__init__("Incorrect or missing API key", code="invalid_api_key")
+
+
 class Overloaded(BasaranError):
     """All slots are busy and the queue is full. Ask again after `retry_after` seconds."""
 

@@ -9,6 +9,16 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """What the model thought at one position: log-softmax of its own logits, before anything changes them."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+    """The likeliest tokens and their log-probabilities, the likeliest first."""
+
+
+@dataclass(frozen=True, slots=True)
 class SequenceOutput:
     """What one step did to one sequence. The output with a finish_reason is the sequence's last."""
 
@@ -16,6 +26,10 @@ class SequenceOutput:
     token_ids: tuple[int, ...]
     """New tokens, in order; the end-of-sequence token included."""
     finish_reason: FinishReason | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """One for each new token, where the sequence asks for them."""
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    """The next of the prompt's tokens, in order, the prompt's first token left out: nothing precedes it."""
     error: str | None = None
     """Set exactly when finish_reason is "error"."""
 

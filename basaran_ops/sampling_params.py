@@ -30,6 +30,22 @@ class SamplingParams:
     seed: int | None = None
     """Choice j draws from a generator seeded with seed + j; None is seeded by the system."""
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end a choice as an EOS token does."""
+    ignore_eos: bool = False
+    min_tokens: int = 0
+    """Until a choice has so many tokens it cannot end by EOS, stop tokens or stop strings."""
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    """Subtracted from a generated token's logit: presence once, frequency for each occurrence."""
+    repetition_penalty: float = 1.0
+    """Divides positive and multiplies negative logits of tokens in prompt and output (Keskar et al. 2019)."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(token id, added to its logit)."""
+    logprobs: int | None = None
+    """Likeliest tokens told with each token's log-probability; None tells none."""
+    prompt_logprobs: bool = False
+    """Score the prompt's tokens too. Needs logprobs."""
 
     def __post_init__(self) -> None:
         _require(self.max_tokens >= 0, "max_tokens", "must be at least 0")
@@ -44,12 +60,26 @@ class SamplingParams:
             "must be a 64-bit signed integer",
         )
         _require(all(self.stop), "stop", "must not hold an empty string")
+        _require(self.min_tokens >= 0, "min_tokens", "must be at least 0")
+        _require(self.min_tokens <= self.max_tokens, "min_tokens", "must be at most max_tokens")
+        _require(-2 <= self.presence_penalty <= 2, "presence_penalty", "must be between -2 and 2")
+        _require(-2 <= self.frequency_penalty <= 2, "frequency_penalty", "must be between -2 and 2")
+        _require(0 < self.repetition_penalty <= 10, "repetition_penalty", "must be above 0, at most 10")
+        biases = [bias for _, bias in self.logit_bias]
+        _require(all(-100 <= bias <= 100 for bias in biases), "logit_bias", "must be between -100 and 100")
+        _require(self.logprobs is None or self.logprobs >= 0, "logprobs", "must be at least 0")
         _require(math.isfinite(self.temperature), "temperature", "must be a finite number")
 
     @property
     def greedy(self) -> bool:
         """Whether every token is the argmax."""
         return self.temperature == 0 or self.top_p == 0 or self.top_k == 1
+
+    @property
+    def adjusts_logits(self) -> bool:
+        """Whether a token is chosen from other logits than the model's own."""
+        penalties = (self.presence_penalty, self.frequency_penalty, self.repetition_penalty - 1)
+        return any(penalties) or bool(self.logit_bias) or self.min_tokens > 0
 
     def seed_of(self, choice: int) -> int | None:
         """The seed of the given choice (0 .. n-1), or None to seed from the system."""

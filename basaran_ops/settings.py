@@ -13,9 +13,7 @@ PREFIXES = ("MODEL_", "SERVER_", "COMPLETION_", "ENGINE_", "MANAGEMENT_", "LOG_"
 
 RETIRED = {
     "COMPLETION_MAX_INTERVAL": "tokens are sent as soon as they are there",
-    "COMPLETION_MAX_LOGPROBS": "logprobs are not available yet",
     "SERVER_NO_PLAYGROUND": "there is no playground yet",
-    "SERVER_CORS_ORIGINS": "cross-origin requests are not available yet",
 }
 """Basaran's names that have no effect here, and why."""
 
@@ -54,6 +52,10 @@ class Settings(BaseModel):
     model_load_in_8bit: bool = Field(False, description="8-bit weights by bitsandbytes.")
     model_load_in_4bit: bool = Field(False, description="4-bit weights by bitsandbytes.")
 
+    model_chat_template: str = Field(
+        "", description="File with a chat template to use instead of the tokenizer's."
+    )
+
     # The engine
     engine_slots: Positive = Field(32, description="Sequences generated at the same time, per replica.")
     engine_context_length: Positive | None = Field(
@@ -78,6 +80,16 @@ class Settings(BaseModel):
     host: str = Field("0.0.0.0", description="Address to listen on.")  # noqa: S104 - a server's default
     port: int = Field(8000, ge=0, le=65535, description="Port of the API.")
     server_model_name: str = Field("", description="Name of the model in the API. Empty: MODEL.")
+    server_strict_model: bool = Field(
+        False, description="Refuse requests that name another model. Otherwise any name is served."
+    )
+    server_api_keys: str = Field("", description="Keys that clients must send, separated by commas.")
+    server_api_keys_file: str = Field(
+        "", description="File with one key a line, read again whenever it changes."
+    )
+    server_cors_origins: str = Field(
+        "", description="Origins whose pages may call the API, separated by commas; * for all."
+    )
     server_identity: str = Field("basaran_ops", description="The Server response header.")
     server_queue_limit: int = Field(64, ge=0, description="Sequences that may wait for a slot; more get 429.")
     server_threads: Positive | None = Field(
@@ -100,6 +112,9 @@ class Settings(BaseModel):
     )
     completion_max_tokens: Positive | None = Field(
         None, description="The largest max_tokens. Unset: the context decides."
+    )
+    completion_max_logprobs: int = Field(
+        20, ge=0, description="The largest logprobs, and top_logprobs of chat."
     )
     completion_max_n: Positive = Field(16, description="The largest n.")
     completion_max_prompts: Positive = Field(1024, description="Prompts of one request.")

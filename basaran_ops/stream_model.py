@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 from .errors import ContextLengthExceeded, InvalidRequest, NotReady
-from .outputs import FinishReason, ModelInfo
+from .outputs import FinishReason, ModelInfo, TokenLogprob
 from .pool import GenerationPool, SequenceWork, StreamOutput, TokenStream
 from .sampling_params import SamplingParams
+from .text.chat_template import ChatTemplate
 from .text.detokenizer import Detokenizer
 from .text.stop_checker import StopChecker
 from .text.tokenizer import Tokenizer
@@ -18,25 +19,49 @@ Prompt = str | Sequence[int] | None
 
 
 @dataclass(frozen=True, slots=True)
+class TextToken:
+    """One token's share of a text, and what the model thought of it."""
+
+    text: str
+    """What it added; "" for a token that ends the text or only begins a character."""
+    offset: int
+    """Characters of prompt and completion before it."""
+    token_id: int
+    logprob: float | None
+    """None for a prompt's first token, which nothing predicts."""
+    top: tuple[tuple[int, float], ...] = ()
+    """The likeliest tokens at its place, by id, the likeliest first."""
+
+    @property
+    def end(self) -> int:
+        return self.offset + len(self.text)
+
+
+@dataclass(frozen=True, slots=True)
 class TextOutput:
     """New text of one choice. The output with a finish_reason is the choice's last."""
 
     index: int
     text: str
     finish_reason: FinishReason | None = None
+    tokens: tuple[TextToken, ...] = ()
+    """Where log-probabilities were asked for: the tokens of `text`, whose texts joined are it."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
     info: ModelInfo
     tokenizer: Tokenizer
+    chat_template: ChatTemplate
 
 
 class StreamModel:
     """A model, its tokenizer and the pool that runs it. Many threads may call it at once."""
 
-    def __init__(self, *, trust_remote_code: bool = False) -> None:
+    def __init__(self, *, trust_remote_code: bool = False, chat_template: str | None = None) -> None:
+        """`chat_template` is the operator's, which goes before the tokenizer's own."""
         self._trust_remote_code = trust_remote_code
+        self._own_template = chat_template
         self._pool: GenerationPool | None = None
         self._loaded: _Loaded | None = None
 
@@ -48,7 +73,7 @@ class StreamModel:
         """Read the tokenizer of a model that a replica has loaded. Raises ModelLoadError."""
         if self._loaded is None:
             tokenizer = Tokenizer.load(info.tokenizer_path, trust_remote_code=self._trust_remote_code)
-            self._loaded = _Loaded(info, tokenizer)
+            self._loaded = _Loaded(info, tokenizer, ChatTemplate(tokenizer, self._own_template))
 
     @property
     def pool(self) -> GenerationPool:
@@ -60,32 +85,62 @@ class StreamModel:
         """What is known of the model; None until it is loaded."""
         return None if self._loaded is None else self._loaded.info
 
-    def generate(self, prompts: Sequence[Prompt], params: SamplingParams) -> TextStream:
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer. Raises NotReady until the model is loaded."""
+        return self._ready().tokenizer
+
+    @property
+    def chat_template(self) -> ChatTemplate:
+        """The model's chat template. Raises NotReady until the model is loaded."""
+        return self._ready().chat_template
+
+    def check_token_ids(self, name: str, ids: Iterable[int]) -> None:
+        """Raise InvalidRequest, with `name` as its param, for an id outside the vocabulary."""
+        size = self._ready().info.vocab_size
+        for token in ids:
+            if not 0 <= token < size:
+                raise InvalidRequest(
+                    f"{name}: token id {token} is outside the vocabulary of {size}", param=name
+                )
+
+    def generate(
+        self, prompts: Sequence[Prompt], params: SamplingParams, *, echo: bool = False
+    ) -> TextStream:
         """Start generating `params.n` choices for each prompt; choice j of prompt i has index i * n + j.
 
-        Raises InvalidRequest, ContextLengthExceeded, Overloaded or NotReady before anything is generated.
+        With `echo` each choice's text begins with its prompt. Raises InvalidRequest,
+        ContextLengthExceeded, Overloaded or NotReady before anything is generated.
         """
-        if self._loaded is None:
-            self.pool.check_ready()
-            raise NotReady("the model is loading", code="model_loading")
-        encoded = [_encode(self._loaded, prompt, params) for prompt in prompts]
-        work = [
-            SequenceWork(ids, params, params.seed_of(choice)) for ids in encoded for choice in range(params.n)
+        loaded = self._ready()
+        self.check_token_ids("logit_bias", (token for token, _ in params.logit_bias))
+        self.check_token_ids("stop_token_ids", params.stop_token_ids)
+        for prompt in prompts:
+            if not isinstance(prompt, str):
+                self.check_token_ids("prompt", prompt or ())
+        encoded = [_encode(loaded, prompt, params) for prompt in prompts]
+        params = replace(params, prompt_logprobs=echo and params.logprobs is not None)
+        choices = [
+            _Choice(
+                SequenceWork(ids, params, params.seed_of(number)),
+                loaded.tokenizer,
+                _prompt_text(loaded.tokenizer, prompt, ids),
+                echo=echo,
+            )
+            for prompt, ids in zip(prompts, encoded, strict=True)
+            for number in range(params.n)
         ]
-        return TextStream(self.pool, self._loaded, work, sum(len(ids) for ids in encoded))
+        return TextStream(self.pool, choices, sum(len(ids) for ids in encoded))
 
     def close(self) -> None:
         """End all requests and the engines."""
         self.pool.close()
 
-
-@dataclass(slots=True)
-class _Choice:
-    """The text side of one sequence; touched by the request's own thread alone."""
-
-    detokenizer: Detokenizer
-    stop: StopChecker
-    done: bool = False
+    def _ready(self) -> _Loaded:
+        if self._loaded is None:
+            self.pool.check_ready()
+            raise NotReady("the model is loading", code="model_loading")
+        return self._loaded
 
 
 @dataclass(slots=True)
@@ -99,19 +154,14 @@ class Usage:
 class TextStream:
     """The text of one request as it comes. Iterated by one thread; closed by anyone."""
 
-    def __init__(
-        self, pool: GenerationPool, loaded: _Loaded, work: list[SequenceWork], prompt_tokens: int
-    ) -> None:
+    def __init__(self, pool: GenerationPool, choices: list[_Choice], prompt_tokens: int) -> None:
         self.usage = Usage(prompt_tokens)
         self._pool = pool
-        self._eos = loaded.info.eos_token_ids
-        decode = loaded.tokenizer.decode
-        self._choices = [
-            _Choice(Detokenizer(decode, item.prompt_ids), StopChecker(item.params.stop)) for item in work
-        ]
-        # Nothing to generate needs no engine: max_tokens is the same for all.
-        self._empty = work[0].params.max_tokens == 0
-        self._stream: TokenStream = pool.submit([] if self._empty else work)
+        self._choices = choices
+        # Nothing to generate and nothing to score needs no engine; all choices are alike in that.
+        params = choices[0].work.params
+        self._idle = params.max_tokens == 0 and not params.prompt_logprobs
+        self._stream: TokenStream = pool.submit([] if self._idle else [choice.work for choice in choices])
 
     def outputs(self, idle: float | None = None) -> Iterator[list[TextOutput]]:
         """Yield what is new, several choices at once where they came together.
@@ -120,8 +170,8 @@ class TextStream:
         StreamClosed. Closes itself at the end.
         """
         try:
-            if self._empty:
-                yield [TextOutput(index, "", "length") for index in range(len(self._choices))]
+            if self._idle:
+                yield [TextOutput(i, choice.echoed(), "length") for i, choice in enumerate(self._choices)]
                 return
             while True:
                 taken = self._stream.take(idle)
@@ -143,35 +193,136 @@ class TextStream:
     def _decode(self, event: StreamOutput) -> TextOutput | None:
         """The text of one output; None if there is nothing to show yet."""
         choice = self._choices[event.index]
-        if choice.done:
+        if choice.has_ended():
             return None
-        text = ""
-        for token in event.output.token_ids:
-            self.usage.completion_tokens += 1
-            if token not in self._eos:
-                text += choice.stop.push(choice.detokenizer.push(token))
-        reason = event.output.finish_reason
-        if reason is not None and choice.stop.matched is None:
-            text += choice.stop.push(choice.detokenizer.flush())
-            if choice.stop.matched is None:
-                text += choice.stop.flush()
-        if choice.stop.matched is not None:
-            if reason is None:
-                self._stream.cancel(event.index)
-            reason = "stop"
-        choice.done = reason is not None
-        return TextOutput(event.index, text, reason) if text or reason is not None else None
+        output = event.output
+        self.usage.completion_tokens += len(output.token_ids)
+        choice.score_prompt(output.prompt_logprobs)
+        ended_by_token = output.finish_reason == "stop"
+        for position, token in enumerate(output.token_ids):
+            last = ended_by_token and position == len(output.token_ids) - 1
+            choice.push(token, output.logprobs[position] if output.logprobs else None, silent=last)
+        if output.finish_reason is not None:
+            choice.finish(output.finish_reason)
+        elif choice.has_ended():
+            # A stop string matched: the engine does not know of those.
+            self._stream.cancel(event.index)
+        text, tokens = choice.take()
+        if not text and not choice.has_ended():
+            return None
+        return TextOutput(event.index, text, choice.finish_reason, tokens)
+
+
+class _Choice:
+    """The text side of one sequence; touched by the request's own thread alone."""
+
+    def __init__(self, work: SequenceWork, tokenizer: Tokenizer, prompt_text: str, *, echo: bool) -> None:
+        self.work = work
+        self.finish_reason: FinishReason | None = None
+        self._scored = work.params.logprobs is not None
+        self._prompt_text = prompt_text
+        self._echo = echo
+        # An echoed prompt that is scored is decoded token by token, and what follows along with it.
+        self._detokenizer = Detokenizer(
+            tokenizer.decode, [] if work.params.prompt_logprobs else work.prompt_ids
+        )
+        self._stop = StopChecker(work.params.stop)
+        self._num_tokens = 0
+        self._ready = prompt_text if echo and not self._scored else ""
+        """Text that can be shown."""
+        self._pending: list[TextToken] = []
+        """Tokens whose text cannot all be shown yet."""
+        self._offset = 0 if echo and self._scored else len(prompt_text)
+        """Characters up to the end of the last token."""
+        self._shown = self._offset
+        """Characters up to the end of what was taken."""
+        if work.params.prompt_logprobs:
+            text = self._detokenizer.push(work.prompt_ids[0])
+            self._add(work.prompt_ids[0], None, (), text)
+            self._ready = text
+
+    def has_ended(self) -> bool:
+        return self.finish_reason is not None
+
+    def echoed(self) -> str:
+        """The text of a choice for which nothing is generated."""
+        return self._prompt_text if self._echo else ""
+
+    def score_prompt(self, logprobs: Sequence[TokenLogprob]) -> None:
+        """Take the next prompt tokens' log-probabilities; stop strings do not match in a prompt."""
+        for logprob in logprobs:
+            text = self._detokenizer.push(logprob.token_id)
+            self._add(logprob.token_id, logprob.logprob, logprob.top, text)
+            self._ready += text
+
+    def push(self, token: int, logprob: TokenLogprob | None, *, silent: bool) -> None:
+        """Take a generated token; a silent one ends the text and has none itself."""
+        if self.finish_reason is not None:
+            return
+        self._num_tokens += 1
+        if silent:
+            self._flush()
+        text = "" if silent else self._detokenizer.push(token)
+        if logprob is not None:
+            self._add(token, logprob.logprob, logprob.top, text)
+        self._show(text)
+
+    def finish(self, reason: FinishReason) -> None:
+        """The sequence has ended: let go of all that is held back, unless a stop string matches in it."""
+        if self.finish_reason is not None:
+            return
+        self._flush()
+        if self.finish_reason is None:
+            self._ready += self._stop.flush()
+            self.finish_reason = reason
+
+    def take(self) -> tuple[str, tuple[TextToken, ...]]:
+        """What can be shown since the last time: text, and the tokens that end in it, never those alone."""
+        if not self._ready and not self.has_ended():
+            return "", ()
+        text, self._ready = self._ready, ""
+        self._shown += len(text)
+        # While a character is unfinished, its text may still be added to the last token.
+        kept = int(self.finish_reason is None and self._detokenizer.holding)
+        tokens = []
+        while len(self._pending) > kept and self._pending[0].end <= self._shown:
+            tokens.append(self._pending.pop(0))
+        if self.finish_reason is not None and self._pending and self._pending[0].offset < self._shown:
+            # A stop string cut this one's text.
+            cut = self._pending[0]
+            tokens.append(replace(cut, text=cut.text[: self._shown - cut.offset]))
+        return text, tuple(tokens)
+
+    def _flush(self) -> None:
+        """No more tokens with text will come: an unfinished character is one to the last that came."""
+        rest = self._detokenizer.flush()
+        if rest and self._pending:
+            last = self._pending[-1]
+            self._pending[-1] = replace(last, text=last.text + rest)
+            self._offset += len(rest)
+        self._show(rest)
+
+    def _show(self, text: str) -> None:
+        if self._num_tokens < self.work.params.min_tokens:
+            self._ready += text
+            return
+        self._ready += self._stop.push(text)
+        if self._stop.matched is not None:
+            self.finish_reason = "stop"
+
+    def _add(self, token: int, logprob: float | None, top: tuple[tuple[int, float], ...], text: str) -> None:
+        self._pending.append(TextToken(text, self._offset, token, logprob, top))
+        self._offset += len(text)
+
+
+def _prompt_text(tokenizer: Tokenizer, prompt: Prompt, ids: Sequence[int]) -> str:
+    return prompt if isinstance(prompt, str) else tokenizer.decode(ids)
 
 
 def _encode(loaded: _Loaded, prompt: Prompt, params: SamplingParams) -> tuple[int, ...]:
     """Token ids of one prompt, checked against vocabulary and context."""
     info, tokenizer = loaded.info, loaded.tokenizer
     ids = tuple(tokenizer.encode(prompt)) if isinstance(prompt, str) else tuple(prompt or ())
-    for token in ids:
-        if not 0 <= token < info.vocab_size:
-            raise InvalidRequest(
-                f"prompt: token id {token} is outside the vocabulary of {info.vocab_size}", param="prompt"
-            )
     if not ids:
         try:
             ids = (tokenizer.prompt_start(),)

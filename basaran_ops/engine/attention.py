@@ -85,8 +85,12 @@ class StepPlan:
         self.write_slots = self._ids([c.slot for c in batch.chunks for _ in range(c.length)])
         self.write_positions = self._ids([p for c in batch.chunks for p in range(c.start, c.end)])
         rows = list(accumulate(chunk.length for chunk in batch.chunks))
-        self.sampled_rows = self._ids(
-            [row - 1 for row, chunk in zip(rows, batch.chunks, strict=True) if chunk.samples]
+        self.logit_rows = self._ids(
+            [
+                row
+                for end, chunk in zip(rows, batch.chunks, strict=True)
+                for row in range(end - chunk.logit_rows, end)
+            ]
         )
         self._decode_masks: dict[int | None, list[torch.Tensor | None]] = {}
         self._prefill_masks: dict[int | None, list[torch.Tensor | None]] = {}

@@ -6,6 +6,7 @@ import time
 
 from ..outputs import EngineStats, SequenceOutput
 from ..sampling_params import SamplingParams
+from .logprobs import sampling_rows, score
 from .runner import ModelRunner
 from .sampler import Sampler
 from .scheduler import Scheduler
@@ -18,7 +19,7 @@ class Engine:
     def __init__(self, runner: ModelRunner, scheduler: Scheduler) -> None:
         self._runner = runner
         self._scheduler = scheduler
-        self._sampler = Sampler()
+        self._sampler = Sampler(scheduler.eos_token_ids)
         self.stats = EngineStats()
 
     @property
@@ -40,8 +41,8 @@ class Engine:
         started = time.perf_counter()
         batch = self._scheduler.schedule()
         logits = self._runner.run(batch)
-        tokens = self._sampler.sample(logits, batch.sampling)
-        outputs = self._scheduler.update(batch, tokens)
+        tokens = self._sampler.sample(sampling_rows(batch, logits), [c.sequence for c in batch.sampling])
+        outputs = self._scheduler.update(batch, tokens, score(batch, logits, tokens))
         self.stats = EngineStats(
             step=self.stats.step + 1,
             batch_size=len(batch.chunks),

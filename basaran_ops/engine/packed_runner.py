@@ -65,14 +65,14 @@ class PackedRunner:
             self._check_chunks(reference)
 
     def run(self, batch: Batch) -> torch.Tensor:
-        """Logits [rows, vocab], float32, one row for each of `batch.sampling`."""
+        """Logits [rows, vocab], float32: each chunk's last `logit_rows` tokens, chunk by chunk."""
         ids = [token for chunk in batch.chunks for token in chunk.token_ids]
         with torch.inference_mode(), self._planned(batch) as plan:
             output = self._model(
                 input_ids=torch.tensor([ids], device=self._device),
                 position_ids=plan.write_positions[None],
                 use_cache=False,
-                logits_to_keep=plan.sampled_rows,
+                logits_to_keep=plan.logit_rows,
             )
             logits: torch.Tensor = output.logits[0]
             return logits.float()

@@ -17,5 +17,5 @@ class ModelRunner(Protocol):
     """Tokens a slot holds."""
 
     def run(self, batch: Batch) -> torch.Tensor:
-        """Logits [rows, vocab], float32, one row for each of `batch.sampling`, in order."""
+        """Logits [rows, vocab], float32: each chunk's last `logit_rows` tokens, chunk by chunk."""
         ...

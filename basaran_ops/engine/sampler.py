@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 
 import torch
@@ -16,17 +17,21 @@ NEGATIVE_INFINITY = float("-inf")
 
 
 class Sampler:
-    """Greedy, temperature, min_p, top_k and top_p, in that order.
+    """logit_bias, min_tokens, repetition, frequency and presence penalties, temperature, min_p, top_k and
+    top_p, in that order.
 
     Each sequence draws from its own generator, one number a token, so its tokens do not depend on its
     neighbours in the batch.
     """
 
-    def sample(self, logits: torch.Tensor, sequences: Seq[Sequence]) -> list[int]:
-        """One token per row of logits [rows, vocab], float32; sequences[i] owns row i.
+    def __init__(self, eos_token_ids: Iterable[int] = ()) -> None:
+        self._eos = tuple(eos_token_ids)
 
-        Logits of the rows that sample may be overwritten.
+    def sample(self, logits: torch.Tensor, sequences: Seq[Sequence]) -> list[int]:
+        """One token per row of logits [rows, vocab], float32; sequences[i] owns row i. Logits stay as they
+        are.
         """
+        logits = self._adjust(logits, sequences)
         tokens = logits.argmax(dim=-1)
         rows = [row for row, sequence in enumerate(sequences) if not sequence.params.greedy]
         if rows:
@@ -37,6 +42,33 @@ class Sampler:
             else:
                 tokens = _draw(_truncate(logits, drawing), drawing)
         return tokens.tolist()
+
+    def _adjust(self, logits: torch.Tensor, sequences: Seq[Sequence]) -> torch.Tensor:
+        rows = [row for row, sequence in enumerate(sequences) if sequence.params.adjusts_logits]
+        if not rows:
+            return logits
+        logits = logits.clone()
+        for row in rows:
+            self._adjust_row(logits[row], sequences[row])
+        return logits
+
+    def _adjust_row(self, row: torch.Tensor, sequence: Sequence) -> None:
+        """Change one sequence's logits [vocab] in place."""
+        params = sequence.params
+        if params.logit_bias:
+            ids, biases = zip(*params.logit_bias, strict=True)
+            row[list(ids)] += torch.tensor(biases, device=row.device)
+        if sequence.num_output < params.min_tokens:
+            row[[*params.stop_token_ids, *(() if params.ignore_eos else self._eos)]] = NEGATIVE_INFINITY
+        if params.repetition_penalty != 1:
+            seen = torch.tensor(sorted(set(sequence.tokens)), device=row.device)
+            logits = row[seen]
+            penalty = params.repetition_penalty
+            row[seen] = torch.where(logits > 0, logits / penalty, logits * penalty)
+        if sequence.counts and (params.frequency_penalty or params.presence_penalty):
+            generated = list(sequence.counts)
+            counts = torch.tensor([sequence.counts[token] for token in generated], device=row.device)
+            row[generated] -= counts * params.frequency_penalty + params.presence_penalty
 
 
 def _draw(logits: torch.Tensor, sequences: Seq[Sequence]) -> torch.Tensor:

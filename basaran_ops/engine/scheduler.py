@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Seq
+from types import MappingProxyType
 
 from ..outputs import FinishReason, SequenceOutput
+from .logprobs import NO_SCORES, Scores
 from .sequence import Batch, Chunk, Sequence
+
+SCORED_TOKENS = 128
+"""Prompt tokens of one step that may want logits: [128, vocab] in float32 is 25 MB for 49,152 tokens, 131 MB
+for 256,000. A long prompt's scores never take more."""
 
 
 class Scheduler:
@@ -50,9 +56,10 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence.
 
-        Raises ValueError for an empty prompt or one that leaves no room for a token.
+        Raises ValueError for an empty prompt or one that leaves no room for a token where one is wanted.
         """
-        if not 0 < sequence.prompt_length < self.context_length:
+        room = self.context_length - min(1, sequence.params.max_tokens)
+        if not 0 < sequence.prompt_length <= room:
             raise ValueError(
                 f"a prompt of {sequence.prompt_length} tokens does not fit a context of {self.context_length}"
             )
@@ -77,25 +84,38 @@ class Scheduler:
         decoding = [_chunk(sequence, 1) for sequence in sequences if sequence.num_pending == 1]
         prefill = []
         budget = self.token_budget - len(decoding)
+        scores = SCORED_TOKENS
         for sequence in sequences:
-            if sequence.num_pending > 1 and budget > 0:
-                chunk = _chunk(sequence, min(sequence.num_pending, budget))
+            room = min(budget, scores) if sequence.scores_prompt else budget
+            if sequence.num_pending > 1 and room > 0:
+                chunk = _chunk(sequence, min(sequence.num_pending, room))
                 budget -= chunk.length
+                scores -= chunk.length if chunk.scored else 0
                 prefill.append(chunk)
         decoding.sort(key=lambda chunk: chunk.slot)
         return Batch(tuple(decoding), tuple(prefill))
 
-    def update(self, batch: Batch, sampled: Seq[int]) -> list[SequenceOutput]:
-        """Record a finished step: `sampled` holds one token for each of `batch.sampling`, in order."""
-        for chunk in batch.chunks:
-            chunk.sequence.num_computed = chunk.end
+    def update(
+        self, batch: Batch, sampled: Seq[int], scores: Mapping[int, Scores] = MappingProxyType({})
+    ) -> list[SequenceOutput]:
+        """Record a finished step: `sampled` holds one token for each of `batch.sampling`, in order; `scores`
+        the log-probabilities by sequence id, where there are any.
+        """
+        tokens = iter(sampled)
         outputs = []
-        for sequence, token in zip(batch.sampling, sampled, strict=True):
-            sequence.tokens.append(token)
-            reason = self._finish_reason(sequence, token)
+        for chunk in batch.chunks:
+            sequence, score = chunk.sequence, scores.get(chunk.sequence.id, NO_SCORES)
+            sequence.num_computed = chunk.end
+            new: tuple[int, ...] = ()
+            if chunk.samples:
+                new = (next(tokens),)
+                sequence.append(new[0])
+            elif not (score.prompt or chunk.end == sequence.prompt_length):
+                continue
+            reason = self._finish_reason(sequence, new)
             if reason is not None:
                 self._release(sequence)
-            outputs.append(SequenceOutput(sequence.id, (token,), reason))
+            outputs.append(SequenceOutput(sequence.id, new, reason, score.new, score.prompt))
         return outputs
 
     def check_idle(self) -> None:
@@ -110,13 +130,13 @@ class Scheduler:
             sequence.slot = heapq.heappop(self._free_slots)
             self.running[sequence.id] = sequence
 
-    def _finish_reason(self, sequence: Sequence, token: int) -> FinishReason | None:
-        if token in self.eos_token_ids:
+    def _finish_reason(self, sequence: Sequence, new: tuple[int, ...]) -> FinishReason | None:
+        if any(ends(sequence, token, self.eos_token_ids) for token in new):
             return "stop"
+        if sequence.num_computed < sequence.prompt_length:
+            return None
         full = len(sequence.tokens) >= self.context_length
-        if full or sequence.num_output >= sequence.params.max_tokens:
-            return "length"
-        return None
+        return "length" if full or sequence.num_output >= sequence.params.max_tokens else None
 
     def _release(self, sequence: Sequence) -> None:
         del self.running[sequence.id]
@@ -127,4 +147,10 @@ class Scheduler:
 
 def _chunk(sequence: Sequence, length: int) -> Chunk:
     assert sequence.slot is not None
-    return Chunk(sequence, sequence.slot, sequence.num_computed, length)
+    return Chunk(sequence, sequence.slot, sequence.num_computed, length, sequence.scores_prompt)
+
+
+def ends(sequence: Sequence, token: int, eos_token_ids: frozenset[int]) -> bool:
+    """Whether this token ends the sequence."""
+    params = sequence.params
+    return token in params.stop_token_ids or (token in eos_token_ids and not params.ignore_eos)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from random import Random
 
@@ -14,7 +15,7 @@ class Sequence:
     A sequence waits, holds a slot from admission to its end, and ends once.
     """
 
-    __slots__ = ("id", "num_computed", "params", "prompt_length", "random", "slot", "tokens")
+    __slots__ = ("counts", "id", "num_computed", "params", "prompt_length", "random", "slot", "tokens")
 
     def __init__(
         self, sequence_id: int, prompt_ids: tuple[int, ...], params: SamplingParams, seed: int | None
@@ -29,6 +30,9 @@ class Sequence:
         self.slot: int | None = None
         self.random = Random(seed)  # noqa: S311 - seeds must be reproducible
 
+        self.counts: Counter[int] = Counter()
+        """How often each token was generated."""
+
     @property
     def num_pending(self) -> int:
         """Tokens that must pass through the model before the next one can be sampled; 1 when decoding."""
@@ -38,6 +42,16 @@ class Sequence:
     def num_output(self) -> int:
         """Tokens generated so far."""
         return len(self.tokens) - self.prompt_length
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the prompt's tokens want log-probabilities and have not all got them."""
+        return self.params.prompt_logprobs and self.num_computed < self.prompt_length
+
+    def append(self, token: int) -> None:
+        """Record a generated token."""
+        self.tokens.append(token)
+        self.counts[token] += 1
 
     def __repr__(self) -> str:
         return (
@@ -54,6 +68,8 @@ class Chunk:
     slot: int
     start: int
     length: int
+    scored: bool = False
+    """Whether its prompt tokens get log-probabilities, so that every row of it needs logits."""
 
     @property
     def end(self) -> int:
@@ -63,7 +79,12 @@ class Chunk:
     @property
     def samples(self) -> bool:
         """Whether the step ends with a new token for this sequence."""
-        return self.end == len(self.sequence.tokens)
+        return self.end == len(self.sequence.tokens) and self.sequence.params.max_tokens > 0
+
+    @property
+    def logit_rows(self) -> int:
+        """How many of its last tokens need logits."""
+        return self.length if self.scored else int(self.samples)
 
     @property
     def token_ids(self) -> list[int]:
@@ -87,6 +108,6 @@ class Batch:
         return sum(chunk.length for chunk in self.chunks)
 
     @property
-    def sampling(self) -> tuple[Sequence, ...]:
-        """The sequences that get a token from this step, in row order of its logits."""
-        return tuple(chunk.sequence for chunk in self.chunks if chunk.samples)
+    def sampling(self) -> tuple[Chunk, ...]:
+        """The chunks that get a token from this step, in order."""
+        return tuple(chunk for chunk in self.chunks if chunk.samples)

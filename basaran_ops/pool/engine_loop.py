@@ -91,5 +91,5 @@ def _apply(engine: SteppingEngine, message: ToEngine) -> SequenceOutput | None:
     try:
         engine.add(message.sequence_id, message.prompt_ids, message.params, message.seed)
     except ValueError as error:
-        return SequenceOutput(message.sequence_id, (), "error", str(error))
+        return SequenceOutput(message.sequence_id, (), "error", error=str(error))
     return None

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 import uuid
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 from flask import Flask, Response, g, request
 
@@ -18,7 +20,7 @@ from ..settings import Settings
 from ..stream_model import StreamModel
 from ..telemetry.logs import configure_logs
 from ..text.tokenizer import import_library
-from . import completions, error_responses, health, models
+from . import access, chat, completions, error_responses, health, models, tokenize
 from .disconnects import DepartureMonitor
 from .service import EXTENSION, Service
 
@@ -35,10 +37,11 @@ def create_app(service: Service) -> Flask:
     app.json.compact = True  # type: ignore[attr-defined]
     app.url_map.strict_slashes = False
     app.extensions[EXTENSION] = service
-    for module in (completions, models, health):
+    for module in (completions, chat, models, tokenize, health):
         app.register_blueprint(module.blueprint)
     error_responses.install(app)
     app.before_request(_identify)
+    access.install(app, service.settings)
     app.after_request(_stamp)
     return app
 
@@ -58,7 +61,9 @@ def create_server(on_fatal: Callable[[ModelLoadError], None] | None = None) -> F
 
 def start_service(settings: Settings, on_fatal: Callable[[ModelLoadError], None]) -> Service:
     """Start the engines; returns at once, with the model still loading."""
-    model = StreamModel(trust_remote_code=settings.model_trust_remote_code)
+    model = StreamModel(
+        trust_remote_code=settings.model_trust_remote_code, chat_template=_chat_template(settings)
+    )
     replicas = range(settings.engine_replicas)
     environments = [
         dict(os.environ) | visible_devices(number, settings.engine_replicas, os.environ)
@@ -76,6 +81,10 @@ def start_service(settings: Settings, on_fatal: Callable[[ModelLoadError], None]
     return Service(settings, model, name, DepartureMonitor())
 
 
+def _chat_template(settings: Settings) -> str | None:
+    return Path(settings.model_chat_template).read_text() if settings.model_chat_template else None
+
+
 def forbid_torch() -> None:
     """Make `import torch` fail in this process: it would take seconds, memory, and a GPU context."""
     if sys.modules.get("torch") is not None:
@@ -87,9 +96,11 @@ def forbid_torch() -> None:
 
 def _identify() -> None:
     given = request.headers.get("x-request-id", "")
+    g.started = time.monotonic()
     g.request_id = given if 0 < len(given) <= 128 and given.isprintable() else uuid.uuid4().hex
 
 
 def _stamp(response: Response) -> Response:
-    response.headers["x-request-id"] = g.get("request_id", "")
+    response.headers["x-request-id"] = g.request_id
+    response.headers["openai-processing-ms"] = str(round((time.monotonic() - g.started) * 1000))
     return response

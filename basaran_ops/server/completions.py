@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
-from flask import Blueprint, Response, jsonify, request
+from flask import Blueprint, Response, request
 
-from ..errors import BasaranError, StreamClosed
-from ..stream_model import TextOutput, TextStream, Usage
-from . import sse
+from ..stream_model import TextOutput, TextToken
 from .body import read_body
-from .error_responses import error_body, unexpected
+from .generation import WholeChoice, collect, respond, usage
+from .logprobs import completion_logprobs
 from .protocol import CompletionRequest
 from .service import service
-
-log = logging.getLogger(__name__)
 
 blueprint = Blueprint("completions", __name__)
 
@@ -26,74 +22,56 @@ blueprint = Blueprint("completions", __name__)
 @blueprint.route("/v1/completions", methods=["GET", "POST"])
 def create_completion() -> Response:
     """Complete one or more prompts, streamed or whole."""
-    body = read_body(request, service().settings.server_max_body)
-    asked = CompletionRequest.parse(body, request.args.to_dict(flat=False), service().settings)
-    stream = service().model.generate(asked.prompt, asked.sampling_params())
-    unwatch = service().departures.watch(request.environ.get("gunicorn.socket"), stream.close)
-    template = {
+    settings = service().settings
+    body = read_body(request, settings.server_max_body)
+    asked = CompletionRequest.parse(body, request.args.to_dict(flat=False), settings)
+    service().check_model(asked.model)
+    stream = service().model.generate(asked.prompt, asked.sampling_params(settings), echo=asked.echo)
+    template: dict[str, Any] = {
         "id": f"cmpl-{secrets.token_hex(12)}",
         "object": "text_completion",
         "created": int(time.time()),
         "model": service().model_name,
     }
+    scored = asked.logprobs is not None
+    # Events are made after the view has returned, when there is no service() any more.
+    tokenizer = service().model.tokenizer
+
+    def make_choice(index: int, text: str, tokens: Sequence[TextToken], reason: str | None) -> dict[str, Any]:
+        logprobs = completion_logprobs(tokens, tokenizer) if scored else None
+        return {"text": text, "index": index, "logprobs": logprobs, "finish_reason": reason}
+
+    def whole() -> dict[str, Any]:
+        best = _best(collect(stream), asked.n, asked.sequences)
+        choices = [
+            make_choice(position, choice.text, choice.tokens, choice.finish_reason)
+            for position, choice in enumerate(best)
+        ]
+        return template | {"choices": choices, "usage": usage(stream)}
+
+    def chunk(output: TextOutput) -> list[dict[str, Any]]:
+        choice = make_choice(output.index, output.text, output.tokens, output.finish_reason)
+        return [template | ({"usage": None} if asked.include_usage else {}) | {"choices": [choice]}]
+
+    def last() -> dict[str, Any]:
+        return template | {"choices": [], "usage": usage(stream)}
+
     if asked.stream:
-        response = Response(_events(stream, template, asked.include_usage), mimetype="text/event-stream")
-        response.headers["Cache-Control"] = "no-cache"
-        response.headers["X-Accel-Buffering"] = "no"
-    else:
-        try:
-            response = _whole(stream, template)
-        finally:
-            stream.close()
-            unwatch()
-    # A generator that is never started never runs its finally: this does, whatever happens.
-    response.call_on_close(stream.close)
-    response.call_on_close(unwatch)
-    return response
+        return respond(stream, chunk=chunk, last=last if asked.include_usage else None)
+    return respond(stream, whole=whole)
 
 
-def _whole(stream: TextStream, template: dict[str, Any]) -> Response:
-    texts: dict[int, list[str]] = {}
-    reasons: dict[int, str | None] = {}
-    for outputs in stream.outputs():
-        for output in outputs:
-            texts.setdefault(output.index, []).append(output.text)
-            reasons[output.index] = output.finish_reason
-    choices = [_choice(TextOutput(i, "".join(texts[i])), reasons[i]) for i in sorted(texts)]
-    return jsonify(template | {"choices": choices, "usage": _usage(stream.usage)})
+def _best(choices: list[WholeChoice], n: int, best_of: int) -> list[WholeChoice]:
+    """Of each prompt's best_of choices the n whose generated tokens are likeliest on average."""
+    if n == best_of:
+        return choices
+    best = []
+    for start in range(0, len(choices), best_of):
+        group = choices[start : start + best_of]
+        best += sorted(group, key=_mean_logprob, reverse=True)[:n]
+    return best
 
 
-def _events(stream: TextStream, template: dict[str, Any], include_usage: bool) -> Iterator[bytes]:
-    if include_usage:
-        template = template | {"usage": None}
-    try:
-        for outputs in stream.outputs(idle=sse.KEEP_ALIVE_SECONDS):
-            if not outputs:
-                yield sse.KEEP_ALIVE
-                continue
-            yield b"".join(
-                sse.event(template | {"choices": [_choice(output, output.finish_reason)]})
-                for output in outputs
-            )
-        if include_usage:
-            yield sse.event(template | {"choices": [], "usage": _usage(stream.usage)})
-        yield sse.DONE
-    except StreamClosed:
-        return  # the client has left: nobody reads what we would say
-    except BasaranError as error:
-        log.warning("a stream ended with an error: %s", error.message)
-        yield sse.event(error_body(error)) + sse.DONE
-    except Exception as error:
-        yield sse.event(error_body(unexpected(error))) + sse.DONE
-
-
-def _choice(output: TextOutput, reason: str | None) -> dict[str, Any]:
-    return {"text": output.text, "index": output.index, "logprobs": None, "finish_reason": reason}
-
-
-def _usage(usage: Usage) -> dict[str, int]:
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-    }
+def _mean_logprob(choice: WholeChoice) -> float:
+    known = [token.logprob for token in choice.tokens if token.logprob is not None]
+    return sum(known) / len(known) if known else 0.0

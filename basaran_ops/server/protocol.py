@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import pydantic_core
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from ..errors import InvalidRequest
 from ..sampling_params import SamplingParams
 from ..settings import Settings
 from ..stream_model import Prompt
+
+DEFAULT_MAX_TOKENS = 16
 
 TRUE, FALSE = ("1", "true", "yes"), ("0", "false", "no")
 
@@ -57,7 +59,7 @@ def _stop(value: object) -> list[str]:
 
 
 class _Body(BaseModel):
-    """null means default, unknown fields are let through, and a type is never guessed."""
+    """Null means default, unknown fields are let through, and a type is never guessed."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore", allow_inf_nan=False)
 
@@ -69,18 +71,47 @@ class _Body(BaseModel):
         return data
 
 
+class _Request(_Body):
+    """A whole request."""
+
+    @classmethod
+    def read(cls, body: bytes, query: Mapping[str, list[str]]) -> Self:
+        """Read a request: JSON body, with query parameters before it. A GET has the query alone.
+
+        Raises InvalidRequest naming the first parameter at fault.
+        """
+        values = _json_object(body) if body or not query else {}
+        values |= {name: _from_query(cls, name, given) for name, given in query.items()}
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise _invalid(error) from None
+
+
+class TokenizeRequest(_Request):
+    """The body of POST /tokenize."""
+
+    prompt: str
+    add_special_tokens: bool = True
+    return_token_strs: bool = False
+
+
+class DetokenizeRequest(_Request):
+    """The body of POST /detokenize."""
+
+    tokens: list[int]
+
+
 class StreamOptions(_Body):
     """What a stream carries beside its choices."""
 
     include_usage: bool = False
 
 
-class CompletionRequest(_Body):
-    """The body of POST /v1/completions."""
+class _GenerationRequest(_Request):
+    """What completions and chat have in common."""
 
     model: str | None = None
-    prompt: Annotated[list[Prompt], PlainValidator(_prompts)] = [None]
-    max_tokens: int = 16
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
@@ -88,97 +119,219 @@ class CompletionRequest(_Body):
     n: int = 1
     seed: int | None = None
     stop: Annotated[list[str], PlainValidator(_stop)] = []
-    stream: bool = False
-    stream_options: StreamOptions | None = None
-    user: str | None = None
-
-    # Accepted only with the value that changes nothing.
-    logprobs: None = None
-    echo: bool = False
-    best_of: int | None = None
-    suffix: str | None = None
+    stop_token_ids: list[int] = []
+    ignore_eos: bool = False
+    min_tokens: int = 0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
-    logit_bias: dict[str, float] = Field(default_factory=dict)
-    min_tokens: int = 0
-    ignore_eos: bool = False
-    stop_token_ids: list[int] = Field(default_factory=list)
-
-    @classmethod
-    def parse(cls, body: bytes, query: Mapping[str, list[str]], settings: Settings) -> Self:
-        """Read a request: JSON body, with query parameters before it. A GET has the query alone.
-
-        Raises InvalidRequest naming the first parameter at fault.
-        """
-        values = _json_object(body) if body or not query else {}
-        values |= {name: _from_query(cls, name, given) for name, given in query.items()}
-        limit = settings.completion_max_tokens
-        if limit is not None and values.get("max_tokens") is None:
-            # The default must not be refused.
-            values["max_tokens"] = min(limit, cls.model_fields["max_tokens"].default)
-        try:
-            request = cls.model_validate(values)
-        except ValidationError as error:
-            raise _invalid(error) from None
-        request.check(settings)
-        return request
-
-    def sampling_params(self) -> SamplingParams:
-        """Raises InvalidRequest for a value outside its range."""
-        return SamplingParams(
-            max_tokens=self.max_tokens,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=max(self.top_k, 0) if self.top_k == -1 else self.top_k,
-            min_p=self.min_p,
-            n=self.n,
-            seed=self.seed,
-            stop=tuple(self.stop),
-        )
+    logit_bias: dict[str, float] = {}
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    user: str | None = None
 
     @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
 
-    def check(self, settings: Settings) -> None:
-        """Raise InvalidRequest for what the types cannot say."""
+    def check_limits(self, settings: Settings) -> None:
+        """Raise InvalidRequest for what this server does not allow."""
         if self.stream_options is not None and not self.stream:
             raise InvalidRequest("stream_options is only allowed with stream", param="stream_options")
-        self._check_unavailable()
         _at_most("n", self.n, settings.completion_max_n)
-        _at_most("max_tokens", self.max_tokens, settings.completion_max_tokens)
+
+    def to_params(self, *, max_tokens: int, n: int, logprobs: int | None) -> SamplingParams:
+        """Raises InvalidRequest for a value outside its range."""
+        return SamplingParams(
+            max_tokens=max_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            # -1 is what other servers call 0.
+            top_k=0 if self.top_k == -1 else self.top_k,
+            min_p=self.min_p,
+            n=n,
+            seed=self.seed,
+            stop=tuple(self.stop),
+            stop_token_ids=tuple(self.stop_token_ids),
+            ignore_eos=self.ignore_eos,
+            min_tokens=self.min_tokens,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            repetition_penalty=self.repetition_penalty,
+            logit_bias=_logit_bias(self.logit_bias),
+            logprobs=logprobs,
+        )
+
+
+class CompletionRequest(_GenerationRequest):
+    """The body of POST /v1/completions."""
+
+    prompt: Annotated[list[Prompt], PlainValidator(_prompts)] = [None]
+    max_tokens: int | None = None
+    logprobs: int | None = None
+    echo: bool = False
+    best_of: int | None = None
+    suffix: str | None = None
+
+    @classmethod
+    def parse(cls, body: bytes, query: Mapping[str, list[str]], settings: Settings) -> Self:
+        """Read and check a request. Raises InvalidRequest naming the parameter at fault."""
+        request = cls.read(body, query)
+        request.check_limits(settings)
+        return request
+
+    def check_limits(self, settings: Settings) -> None:
+        super().check_limits(settings)
+        if self.suffix:
+            raise InvalidRequest(
+                "suffix is not supported: the model cannot fill in the middle",
+                param="suffix",
+                code="unsupported_parameter",
+            )
+        if self.sequences < self.n:
+            raise InvalidRequest("best_of must be at least n", param="best_of")
+        if self.stream and self.sequences > self.n:
+            raise InvalidRequest("best_of must equal n in a stream", param="best_of")
+        _at_most("best_of", self.sequences, settings.completion_max_n)
+        _at_most("max_tokens", self.max_tokens or 0, settings.completion_max_tokens)
+        _at_most("logprobs", self.logprobs or 0, settings.completion_max_logprobs)
         if len(self.prompt) > settings.completion_max_prompts:
             raise InvalidRequest(
                 f"prompt must hold at most {settings.completion_max_prompts} prompts", param="prompt"
             )
         longest = max((len(p) for p in self.prompt if isinstance(p, str)), default=0)
-        if settings.completion_max_prompt is not None and longest > settings.completion_max_prompt:
+        _at_most("prompt", longest, settings.completion_max_prompt, " characters long")
+
+    @property
+    def sequences(self) -> int:
+        """Choices generated for each prompt, of which the best n are told."""
+        return self.n if self.best_of is None else self.best_of
+
+    def sampling_params(self, settings: Settings) -> SamplingParams:
+        """Raises InvalidRequest for a value outside its range."""
+        limit = settings.completion_max_tokens or DEFAULT_MAX_TOKENS
+        max_tokens = min(DEFAULT_MAX_TOKENS, limit) if self.max_tokens is None else self.max_tokens
+        # To rank by log-probability they must be known.
+        logprobs = 0 if self.logprobs is None and self.sequences > self.n else self.logprobs
+        if logprobs is not None and logprobs < 0:
+            raise InvalidRequest("logprobs must be at least 0", param="logprobs")
+        return self.to_params(max_tokens=max_tokens, n=self.sequences, logprobs=logprobs)
+
+
+class TextPart(_Body):
+    """A part of a message's content; other kinds than text are refused."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(_Body):
+    """One message of a conversation."""
+
+    role: Literal["developer", "system", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+
+    def for_template(self) -> dict[str, Any]:
+        """The message as templates know it: parts joined, arguments of tool calls as objects."""
+        message = self.model_dump(exclude_none=True)
+        if isinstance(self.content, list):
+            message["content"] = "".join(part.text for part in self.content)
+        for call in message.get("tool_calls", []):
+            function = call.get("function")
+            if isinstance(function, dict) and isinstance(function.get("arguments"), str):
+                function["arguments"] = _arguments(function["arguments"])
+        return message
+
+
+class ChatRequest(_GenerationRequest):
+    """The body of POST /v1/chat/completions."""
+
+    messages: list[Message]
+    max_completion_tokens: int | None = None
+    max_tokens: int | None = None
+    logprobs: bool = False
+    top_logprobs: int | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
+    chat_template_kwargs: dict[str, Any] = {}
+    chat_template: None = None
+    response_format: dict[str, Any] | None = None
+    tools: list[Any] | None = None
+    tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
+
+    @classmethod
+    def parse(cls, body: bytes, settings: Settings) -> Self:
+        """Read and check a request. Raises InvalidRequest naming the parameter at fault."""
+        request = cls.read(body, {})
+        request.check_limits(settings)
+        return request
+
+    def check_limits(self, settings: Settings) -> None:
+        super().check_limits(settings)
+        if not self.messages:
+            raise InvalidRequest("messages must not be empty", param="messages")
+        for position, message in enumerate(self.messages):
+            if message.content is None and not message.tool_calls:
+                raise InvalidRequest("content is missing", param=f"messages[{position}].content")
+        if self.response_format is not None and self.response_format.get("type") != "text":
+            raise _unsupported("response_format")
+        if self.tools:
+            raise _unsupported("tools")
+        if self.tool_choice not in (None, "none", "auto"):
+            raise _unsupported("tool_choice")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise InvalidRequest("top_logprobs is only allowed with logprobs", param="top_logprobs")
+        if self.continue_final_message and self.add_generation_prompt:
             raise InvalidRequest(
-                f"prompt must be at most {settings.completion_max_prompt} characters long", param="prompt"
+                "add_generation_prompt is not allowed with continue_final_message",
+                param="add_generation_prompt",
             )
+        _at_most("top_logprobs", self.top_logprobs or 0, settings.completion_max_logprobs)
+        _at_most(self.limit_param, self.limit or 0, settings.completion_max_tokens)
 
-    def _check_unavailable(self) -> None:
-        asked = {
-            "echo": self.echo,
-            "best_of": self.best_of not in (None, self.n),
-            "suffix": bool(self.suffix),
-            "presence_penalty": self.presence_penalty != 0,
-            "frequency_penalty": self.frequency_penalty != 0,
-            "repetition_penalty": self.repetition_penalty != 1,
-            "logit_bias": bool(self.logit_bias),
-            "min_tokens": self.min_tokens != 0,
-            "ignore_eos": self.ignore_eos,
-            "stop_token_ids": bool(self.stop_token_ids),
-        }
-        for name, wanted in asked.items():
-            if wanted:
-                raise InvalidRequest(f"{name} is not supported", param=name, code="unsupported_parameter")
+    @property
+    def limit(self) -> int | None:
+        """The most tokens wanted; None for as many as fit."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def limit_param(self) -> str:
+        return "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
+
+    def sampling_params(self, max_tokens: int) -> SamplingParams:
+        """Raises InvalidRequest for a value outside its range."""
+        if self.top_logprobs is not None and self.top_logprobs < 0:
+            raise InvalidRequest("top_logprobs must be at least 0", param="top_logprobs")
+        logprobs = (self.top_logprobs or 0) if self.logprobs else None
+        return self.to_params(max_tokens=max_tokens, n=self.n, logprobs=logprobs)
 
 
-def _at_most(name: str, value: int, limit: int | None) -> None:
+def _unsupported(name: str) -> InvalidRequest:
+    return InvalidRequest(f"{name} is not supported", param=name, code="unsupported_parameter")
+
+
+def _arguments(text: str) -> object:
+    """A tool call's arguments, which clients send as JSON text and templates want as an object."""
+    try:
+        return pydantic_core.from_json(text)
+    except ValueError:
+        return text
+
+
+def _logit_bias(given: Mapping[str, float]) -> tuple[tuple[int, float], ...]:
+    try:
+        return tuple((int(token), bias) for token, bias in given.items())
+    except ValueError:
+        raise InvalidRequest("logit_bias must map token ids to numbers", param="logit_bias") from None
+
+
+def _at_most(name: str, value: int, limit: int | None, unit: str = "") -> None:
     if limit is not None and value > limit:
-        raise InvalidRequest(f"{name} must be at most {limit}", param=name)
+        raise InvalidRequest(f"{name} must be at most {limit}{unit}", param=name)
 
 
 def _json_object(body: bytes) -> dict[str, Any]:
@@ -206,8 +359,15 @@ def _from_query(model: type[BaseModel], name: str, given: list[str]) -> object:
 
 
 def _invalid(error: ValidationError) -> InvalidRequest:
-    detail = error.errors(include_url=False)[0]
-    param = ".".join(str(part) for part in detail["loc"] if isinstance(part, str)) or None
-    if param == "logprobs":
-        return InvalidRequest("logprobs is not supported", param=param, code="unsupported_parameter")
-    return InvalidRequest(f"{param}: {detail['msg']}", param=param)
+    first, *rest = error.errors(include_url=False)
+    # Of a union's branches, the one that got furthest is the one that was meant.
+    detail = max([first, *(e for e in rest if e["loc"][:1] == first["loc"][:1])], key=lambda e: len(e["loc"]))
+    # A union's branches are named in the location too; clients know fields only.
+    known = {name for model in (Message, TextPart, StreamOptions) for name in model.model_fields}
+    param = ""
+    for part in detail["loc"]:
+        if isinstance(part, int):
+            param += f"[{part}]"
+        elif part in known or not param:
+            param += f".{part}" if param else part
+    return InvalidRequest(f"{param}: {detail['msg']}", param=param or None)

@@ -8,6 +8,7 @@ from typing import cast
 
 from flask import current_app
 
+from ..errors import ModelNotFound
 from ..settings import Settings
 from ..stream_model import StreamModel
 from .disconnects import DepartureMonitor
@@ -24,6 +25,11 @@ class Service:
     model_name: str
     departures: DepartureMonitor
     created: int = field(default_factory=lambda: int(time.time()))
+
+    def check_model(self, name: str | None) -> None:
+        """Raise ModelNotFound for another model's name, where that is wanted."""
+        if self.settings.server_strict_model and name is not None and name != self.model_name:
+            raise ModelNotFound(name)
 
     def close(self) -> None:
         """End all requests, engines and threads. Idempotent."""

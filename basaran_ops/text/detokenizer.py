@@ -31,24 +31,31 @@ class Detokenizer:
         self._window = list(prompt_ids[-CONTEXT:])
         self._shown = decode(self._window)
         """The window's text as far as it is out."""
+        self._uncertain = 0
 
     def push(self, token_id: int) -> str:
         """The text that is certain with this token; "" while it ends inside a character."""
         self._window.append(token_id)
         text = self._decode(self._window)
-        certain = text[: len(text) - _uncertain(text)]
+        self._uncertain = _uncertain(text)
+        certain = text[: len(text) - self._uncertain]
         new = self._beyond_shown(certain)
         if new:
             self._shown = certain
         if certain == text or len(self._window) >= MAX_WINDOW:
-            self._slide(_uncertain(text))
+            self._slide(self._uncertain)
         return new
+
+    @property
+    def holding(self) -> bool:
+        """Whether an unfinished character is held back."""
+        return self._uncertain > 0
 
     def flush(self) -> str:
         """The text still held back, at the end: an unfinished character becomes U+FFFD."""
         text = self._decode(self._window)
         new = self._beyond_shown(text)
-        self._shown = text
+        self._shown, self._uncertain = text, 0
         return new
 
     def _beyond_shown(self, text: str) -> str:

@@ -19,7 +19,8 @@ class Tokenizer:
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+        self.hf = tokenizer
+        """transformers' own object. Its methods change its state: not for sharing among threads."""
         self._backend = getattr(tokenizer, "backend_tokenizer", None)
         self._lock: AbstractContextManager[object] = threading.Lock()
         if self._backend is not None:
@@ -27,6 +28,10 @@ class Tokenizer:
             self._backend.no_padding()
             self._lock = nullcontext()
         self.bos_token_id: int | None = tokenizer.bos_token_id
+        self._special_ids = frozenset(tokenizer.all_special_ids)
+        self._anchor = next(token for token in reversed(self.encode("a")) if token not in self._special_ids)
+        # One entry a token of the vocabulary at most; the same text whoever writes it.
+        self._token_texts: dict[int, str] = {}
         self.eos_token_id: int | None = tokenizer.eos_token_id
 
     @classmethod
@@ -42,22 +47,48 @@ class Tokenizer:
             raise ModelLoadError(f"{path}: its tokenizer cannot be read: {error}") from error
         return cls(tokenizer)
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text, with the special tokens that the tokenizer adds to a prompt."""
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text, with the special tokens that the tokenizer adds to a prompt or without."""
         if self._backend is not None:
-            return list(self._backend.encode(text, add_special_tokens=True).ids)
+            return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
         with self._lock:
-            return list(self._tokenizer.encode(text))
+            return list(self.hf.encode(text, add_special_tokens=add_special_tokens))
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of token ids, without special tokens; an incomplete character becomes U+FFFD."""
         if self._backend is not None:
             return str(self._backend.decode(list(token_ids), skip_special_tokens=True))
         with self._lock:
-            text = self._tokenizer.decode(
+            text = self.hf.decode(
                 list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
             )
             return str(text)
+
+    def token_text(self, token_id: int) -> str:
+        """What one token adds to a text before it; a special token's own name."""
+        text = self._token_texts.get(token_id)
+        if text is None:
+            # Decoded alone, a sentencepiece token would lose its leading space.
+            before = self.decode([self._anchor])
+            text = self.decode([self._anchor, token_id])[len(before) :] or self._name(token_id)
+            self._token_texts[token_id] = text
+        return text
+
+    def describe(self) -> dict[str, object]:
+        """The tokenizer's class, special tokens and chat template."""
+        return {
+            "tokenizer_class": type(self.hf).__name__,
+            "vocab_size": len(self.hf),
+            "bos_token": self.hf.bos_token,
+            "eos_token": self.hf.eos_token,
+            "pad_token": self.hf.pad_token,
+            "unk_token": self.hf.unk_token,
+            "chat_template": self.hf.chat_template,
+        }
+
+    def _name(self, token_id: int) -> str:
+        name = self.hf.convert_ids_to_tokens(token_id)
+        return name if isinstance(name, str) and token_id in self._special_ids else ""
 
     def prompt_start(self) -> int:
         """The token that an absent prompt starts from: BOS, else EOS.

@@ -180,7 +180,9 @@ def test_the_served_model_is_listed_and_found_under_its_encoded_name(tiny_server
         (b'{"temperature": []}', "temperature"),
         (b'{"n": 1000}', "n"),
         (b'{"stop": ""}', "stop"),
-        (b'{"echo": true}', "echo"),
+        (b'{"suffix": "x"}', "suffix"),
+        (b'{"logit_bias": {"320": 1}}', "logit_bias"),
+        (b'{"stop_token_ids": [-1]}', "stop_token_ids"),
     ],
 )
 def test_bad_requests_are_400_and_name_the_parameter(

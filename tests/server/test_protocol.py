@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
 
 from basaran_ops.errors import InvalidRequest
-from basaran_ops.server.protocol import CompletionRequest
+from basaran_ops.server.protocol import ChatRequest, CompletionRequest
 from basaran_ops.settings import Settings
 
 
@@ -19,7 +20,7 @@ def parse(
 
 def refused(*args: Any, **fields: Any) -> InvalidRequest:
     with pytest.raises(InvalidRequest) as raised:
-        parse(*args, **fields).sampling_params()
+        parse(*args, **fields).sampling_params(Settings())
     return raised.value
 
 
@@ -94,13 +95,33 @@ def test_unpaired_surrogates_are_refused() -> None:
         ("stream_options", []),
         ("stream_options", {"include_usage": 1}),
         ("model", 1),
+        ("logprobs", True),
+        ("logprobs", 21),
+        ("logprobs", -1),
+        ("echo", 1),
+        ("best_of", 0),
+        ("best_of", 17),
+        ("presence_penalty", 2.1),
+        ("frequency_penalty", -2.1),
+        ("repetition_penalty", 0),
+        ("repetition_penalty", "1"),
+        ("logit_bias", [1]),
+        ("logit_bias", {"a": 1}),
+        ("logit_bias", {"5": 101}),
+        ("logit_bias", {"5": "1"}),
+        ("min_tokens", -1),
+        ("min_tokens", 17),
+        ("ignore_eos", "yes"),
+        ("stop_token_ids", 5),
+        ("stop_token_ids", ["a"]),
+        ("stop_token_ids", [True]),
         ("user", 1),
     ],
 )
 def test_a_wrong_type_or_range_is_refused_by_name(param: str, value: object) -> None:
     error = refused({"prompt": "x", "stream": True} | {param: value})
     assert error.param is not None
-    assert error.param.split(".")[0] == param
+    assert re.split(r"[.\[]", error.param)[0] == param
     assert (error.status, error.type) == (400, "invalid_request_error")
 
 
@@ -116,18 +137,7 @@ def test_unknown_fields_are_let_through() -> None:
 @pytest.mark.parametrize(
     ("param", "value"),
     [
-        ("logprobs", 0),
-        ("logprobs", 5),
-        ("echo", True),
-        ("best_of", 3),
         ("suffix", "end"),
-        ("presence_penalty", 0.5),
-        ("frequency_penalty", -0.5),
-        ("repetition_penalty", 1.1),
-        ("logit_bias", {"5": 1}),
-        ("min_tokens", 2),
-        ("ignore_eos", True),
-        ("stop_token_ids", [5]),
     ],
 )
 def test_what_is_not_there_is_refused_and_never_ignored(param: str, value: object) -> None:
@@ -148,7 +158,7 @@ def test_values_that_change_nothing_are_accepted() -> None:
         ignore_eos=False,
         stop_token_ids=[],
         top_k=-1,
-    ).sampling_params()
+    ).sampling_params(Settings())
 
 
 @pytest.mark.parametrize(
@@ -171,6 +181,78 @@ def test_a_body_that_is_not_a_json_object_is_refused(body: bytes) -> None:
     assert refused(body).status == 400
 
 
+def test_best_of_is_at_least_n_and_equals_it_in_a_stream() -> None:
+    assert refused(prompt="x", n=3, best_of=2).param == "best_of"
+    assert refused(prompt="x", n=1, best_of=2, stream=True).param == "best_of"
+    assert parse(prompt="x", n=2).sampling_params(Settings()).n == 2
+    assert parse(prompt="x", n=2, best_of=4).sampling_params(Settings()).n == 4
+
+
+def chat(**fields: object) -> ChatRequest:
+    body = {"messages": [{"role": "user", "content": "hi"}]} | fields
+    return ChatRequest.parse(json.dumps(body).encode(), Settings())
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"messages": []}, "messages"),
+        ({"messages": "hi"}, "messages"),
+        ({"messages": None}, "messages"),
+        ({"messages": [{"role": "king", "content": "hi"}]}, "messages[0].role"),
+        (
+            {"messages": [{"role": "user", "content": "hi"}, {"role": "user", "content": 5}]},
+            "messages[1].content",
+        ),
+        ({"messages": [{"role": "user"}]}, "messages[0].content"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+            "messages[0].content[0].type",
+        ),
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"chat_template": "{{ x }}"}, "chat_template"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"logprobs": 3}, "logprobs"),
+        ({"max_completion_tokens": "5"}, "max_completion_tokens"),
+        ({"continue_final_message": True, "add_generation_prompt": True}, "add_generation_prompt"),
+        ({"chat_template_kwargs": []}, "chat_template_kwargs"),
+    ],
+    ids=str,
+)
+def test_a_bad_conversation_is_refused_by_the_name_of_its_part(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequest) as raised:
+        chat(**fields)
+    assert raised.value.param == param
+
+
+def test_what_changes_nothing_in_a_chat_is_accepted() -> None:
+    chat(tools=[], tool_choice="none", response_format={"type": "text"}, parallel_tool_calls=True)
+
+
+def test_parts_are_joined_and_arguments_of_tool_calls_are_objects_for_the_template() -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+    request = chat(
+        messages=[
+            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "content": "result", "tool_call_id": "1"},
+        ]
+    )
+    first, second, third = (message.for_template() for message in request.messages)
+    assert first == {"role": "user", "content": "ab"}
+    assert second["tool_calls"][0]["function"]["arguments"] == {"a": 1}
+    assert third["tool_call_id"] == "1"
+
+
+def test_max_completion_tokens_goes_before_its_old_name() -> None:
+    assert chat(max_tokens=3, max_completion_tokens=5).limit == 5
+    assert chat(max_tokens=3).limit == 3
+    assert chat().limit is None
+
+
 def test_stream_options_need_stream() -> None:
     assert refused(prompt="x", stream_options={"include_usage": True}).param == "stream_options"
     assert parse(prompt="x", stream=True, stream_options={"include_usage": True}).include_usage
@@ -186,7 +268,8 @@ def test_basarans_limits_refuse_and_never_cut() -> None:
         CompletionRequest.parse(b'{"max_tokens": 11}', {}, settings)
     with pytest.raises(InvalidRequest, match="prompt must be at most 5 characters"):
         CompletionRequest.parse(b'{"prompt": "123456"}', {}, settings)
-    assert CompletionRequest.parse(b'{"prompt": "12345"}', {}, settings).max_tokens == 10
+    allowed = CompletionRequest.parse(b'{"prompt": "12345"}', {}, settings)
+    assert allowed.sampling_params(settings).max_tokens == 10
 
 
 def test_query_parameters_stand_for_json_and_beat_the_body() -> None:

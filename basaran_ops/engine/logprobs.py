@@ -1,0 +1,70 @@
+"""What the model thought: log-probabilities from its own logits, before anything changes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import torch
+
+from ..outputs import TokenLogprob
+from .sequence import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """One sequence's log-probabilities from one step."""
+
+    prompt: tuple[TokenLogprob, ...] = ()
+    """Of the prompt tokens that the step's logits predict."""
+    new: tuple[TokenLogprob, ...] = ()
+    """Of the token it got."""
+
+
+NO_SCORES = Scores()
+
+
+def sampling_rows(batch: Batch, logits: torch.Tensor) -> torch.Tensor:
+    """The rows of a step's logits [rows, vocab] that get a token: [len(batch.sampling), vocab]."""
+    rows, end = [], 0
+    for chunk in batch.chunks:
+        end += chunk.logit_rows
+        if chunk.samples:
+            rows.append(end - 1)
+    return (
+        logits
+        if len(rows) == len(logits)
+        else logits[torch.tensor(rows, device=logits.device, dtype=torch.long)]
+    )
+
+
+def score(batch: Batch, logits: torch.Tensor, tokens: Seq[int]) -> dict[int, Scores]:
+    """Log-probabilities by sequence id, for those that ask; tokens[i] was drawn for batch.sampling[i]."""
+    drawn = iter(tokens)
+    scores: dict[int, Scores] = {}
+    row = 0
+    for chunk in batch.chunks:
+        rows = logits[row : row + chunk.logit_rows]
+        row += chunk.logit_rows
+        token = [next(drawn)] if chunk.samples else []
+        top = chunk.sequence.params.logprobs
+        if top is None or len(rows) == 0:
+            continue
+        # The row of token i predicts token i + 1; the last row predicts the one just drawn.
+        known = chunk.sequence.tokens[chunk.start + 1 : chunk.end + 1] if chunk.scored else []
+        told = _token_logprobs(rows[: len(known) + len(token)], known + token, top)
+        scores[chunk.sequence.id] = Scores(tuple(told[: len(known)]), tuple(told[len(known) :]))
+    return scores
+
+
+def _token_logprobs(logits: torch.Tensor, targets: list[int], top: int) -> list[TokenLogprob]:
+    """Logits [rows, vocab] float32, targets [rows] -> one record a row."""
+    logprobs = torch.log_softmax(logits, dim=-1)
+    chosen = logprobs.gather(-1, torch.tensor(targets, device=logits.device)[:, None])[:, 0].tolist()
+    values, ids = logprobs.topk(min(top, logits.shape[-1]), dim=-1)
+    return [
+        TokenLogprob(target, logprob, tuple(zip(row_ids, row_values, strict=True)))
+        for target, logprob, row_ids, row_values in zip(
+            targets, chosen, ids.tolist(), values.tolist(), strict=True
+        )
+    ]

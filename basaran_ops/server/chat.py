@@ -1,0 +1,102 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from flask import Blueprint, Response, request
+
+from ..errors import ContextLengthExceeded, InvalidRequest
+from ..stream_model import TextOutput, TextToken
+from ..text.chat_template import ChatTemplateMissing
+from .body import read_body
+from .generation import collect, respond, usage
+from .logprobs import chat_logprobs
+from .protocol import ChatRequest
+from .service import service
+
+blueprint = Blueprint("chat", __name__)
+
+
+@blueprint.post("/v1/chat/completions")
+def create_chat_completion() -> Response:
+    """Answer a conversation, streamed or whole."""
+    settings = service().settings
+    asked = ChatRequest.parse(read_body(request, settings.server_max_body), settings)
+    service().check_model(asked.model)
+    prompt = _encode(asked)
+    stream = service().model.generate([prompt], asked.sampling_params(_max_tokens(asked, prompt)))
+    template: dict[str, Any] = {
+        "id": f"chatcmpl-{secrets.token_hex(12)}",
+        "created": int(time.time()),
+        "model": service().model_name,
+    }
+    # Events are made after the view has returned, when there is no service() any more.
+    tokenizer = service().model.tokenizer
+    begun: set[int] = set()
+
+    def make_choice(index: int, tokens: Sequence[TextToken], reason: str | None) -> dict[str, Any]:
+        logprobs = chat_logprobs(tokens, tokenizer) if asked.logprobs else None
+        return {"index": index, "logprobs": logprobs, "finish_reason": reason}
+
+    def whole() -> dict[str, Any]:
+        choices = [
+            make_choice(choice.index, choice.tokens, choice.finish_reason)
+            | {"message": {"role": "assistant", "content": choice.text, "refusal": None}}
+            for choice in collect(stream)
+        ]
+        return template | {"object": "chat.completion", "choices": choices, "usage": usage(stream)}
+
+    def chunk(output: TextOutput) -> list[dict[str, Any]]:
+        delta: dict[str, Any] = {} if output.index in begun else {"role": "assistant"}
+        begun.add(output.index)
+        if output.text or "role" in delta:
+            delta["content"] = output.text
+        choice = make_choice(output.index, output.tokens, output.finish_reason)
+        return [_chunk([choice | {"delta": delta}], None)]
+
+    def last() -> dict[str, Any]:
+        return _chunk([], usage(stream))
+
+    def _chunk(choices: list[dict[str, Any]], used: dict[str, Any] | None) -> dict[str, Any]:
+        chunk = template | {"object": "chat.completion.chunk", "choices": choices}
+        return chunk | {"usage": used} if asked.include_usage else chunk
+
+    if asked.stream:
+        return respond(stream, chunk=chunk, last=last if asked.include_usage else None)
+    return respond(stream, whole=whole)
+
+
+def _encode(asked: ChatRequest) -> list[int]:
+    """The conversation's token ids. Raises InvalidRequest if the template cannot render it."""
+    prompt_wanted = asked.add_generation_prompt
+    try:
+        return service().model.chat_template.encode(
+            [message.for_template() for message in asked.messages],
+            add_generation_prompt=not asked.continue_final_message
+            if prompt_wanted is None
+            else prompt_wanted,
+            continue_final_message=asked.continue_final_message,
+            variables=asked.chat_template_kwargs,
+        )
+    except ChatTemplateMissing as error:
+        raise InvalidRequest(str(error), param="messages", code="chat_template_missing") from None
+    except ValueError as error:
+        raise InvalidRequest(str(error), param="messages") from None
+
+
+def _max_tokens(asked: ChatRequest, prompt: list[int]) -> int:
+    """As asked; else all that is left of the context."""
+    if asked.limit is not None:
+        return asked.limit
+    info = service().model.info
+    assert info is not None, "encoding needs a loaded model"
+    left = info.context_length - len(prompt)
+    if left < 1:
+        raise ContextLengthExceeded(
+            info.context_length, f"your messages have {len(prompt)} tokens.", param="messages"
+        )
+    return min(left, service().settings.completion_max_tokens or left)

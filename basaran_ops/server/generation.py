@@ -1,0 +1,106 @@
+"""What completions and chat share: a text stream becomes a response, and ends with it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from flask import Response, jsonify, request
+
+from ..errors import BasaranError, StreamClosed
+from ..stream_model import TextOutput, TextStream, TextToken
+from . import sse
+from .error_responses import error_body, unexpected
+from .service import service
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class WholeChoice:
+    """All of one choice's text."""
+
+    index: int
+    texts: list[str] = field(default_factory=list)
+    tokens: list[TextToken] = field(default_factory=list)
+    finish_reason: str | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+
+def collect(stream: TextStream) -> list[WholeChoice]:
+    """Read a stream to its end; the choices by index."""
+    choices: dict[int, WholeChoice] = {}
+    for outputs in stream.outputs():
+        for output in outputs:
+            choice = choices.setdefault(output.index, WholeChoice(output.index))
+            choice.texts.append(output.text)
+            choice.tokens += output.tokens
+            choice.finish_reason = output.finish_reason
+    return [choices[index] for index in sorted(choices)]
+
+
+def respond(
+    stream: TextStream,
+    *,
+    whole: Callable[[], dict[str, Any]] | None = None,
+    chunk: Callable[[TextOutput], list[dict[str, Any]]] | None = None,
+    last: Callable[[], dict[str, Any]] | None = None,
+) -> Response:
+    """A JSON response made by `whole`, or an event stream of `chunk`s and perhaps a `last` one.
+
+    The client's departure closes the stream, in whatever phase; so does the response's end.
+    """
+    unwatch = service().departures.watch(request.environ.get("gunicorn.socket"), stream.close)
+    if chunk is not None:
+        response = Response(_events(stream, chunk, last), mimetype="text/event-stream")
+        response.headers["Cache-Control"] = "no-cache"
+        response.headers["X-Accel-Buffering"] = "no"
+    else:
+        assert whole is not None
+        try:
+            response = jsonify(whole())
+        finally:
+            stream.close()
+            unwatch()
+    # A generator that is never started never runs its finally: this does, whatever happens.
+    response.call_on_close(stream.close)
+    response.call_on_close(unwatch)
+    return response
+
+
+def _events(
+    stream: TextStream,
+    chunk: Callable[[TextOutput], list[dict[str, Any]]],
+    last: Callable[[], dict[str, Any]] | None,
+) -> Iterator[bytes]:
+    try:
+        for outputs in stream.outputs(idle=sse.KEEP_ALIVE_SECONDS):
+            if outputs:
+                yield b"".join(sse.event(payload) for output in outputs for payload in chunk(output))
+            else:
+                yield sse.KEEP_ALIVE
+        if last is not None:
+            yield sse.event(last())
+        yield sse.DONE
+    except StreamClosed:
+        return  # the client has left: nobody reads what we would say
+    except BasaranError as error:
+        log.warning("a stream ended with an error: %s", error.message)
+        yield sse.event(error_body(error)) + sse.DONE
+    except Exception as error:
+        yield sse.event(error_body(unexpected(error))) + sse.DONE
+
+
+def usage(stream: TextStream) -> dict[str, Any]:
+    """The `usage` object: a prompt counts once, whatever n is."""
+    count = stream.usage
+    return {
+        "prompt_tokens": count.prompt_tokens,
+        "completion_tokens": count.completion_tokens,
+        "total_tokens": count.prompt_tokens + count.completion_tokens,
+    }

@@ -1,0 +1,64 @@
+"""Conversations as the text their model was trained on."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jinja2 import TemplateError
+
+from .tokenizer import Tokenizer
+
+
+class ChatTemplateMissing(ValueError):
+    """Neither the operator nor the tokenizer has a template."""
+
+
+class ChatTemplate:
+    """Renders messages and encodes them. The operator's template goes before the tokenizer's own."""
+
+    def __init__(self, tokenizer: Tokenizer, template: str | None = None) -> None:
+        # A copy of its own, and one thread at a time: transformers changes the tokenizer's state to render.
+        self._tokenizer = copy.deepcopy(tokenizer.hf)
+        self._lock = threading.Lock()
+        self._template = template or self._tokenizer.chat_template
+
+    def encode(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool,
+        continue_final_message: bool,
+        variables: Mapping[str, Any],
+    ) -> list[int]:
+        """Token ids of a conversation. Control tokens in the messages are ordinary text.
+
+        Raises ChatTemplateMissing, or ValueError saying why these messages cannot be rendered.
+        """
+        if self._template is None:
+            raise ChatTemplateMissing(
+                "the model has no chat template; set MODEL_CHAT_TEMPLATE to a file with one"
+            )
+        conversation = [self._adapted(message) for message in messages]
+        try:
+            with self._lock:
+                ids = self._tokenizer.apply_chat_template(
+                    conversation,
+                    chat_template=self._template,
+                    add_generation_prompt=add_generation_prompt,
+                    continue_final_message=continue_final_message,
+                    sanitize_control_tokens=True,
+                    return_dict=False,
+                    **variables,
+                )
+        except (TemplateError, TypeError, ValueError, KeyError, RecursionError) as error:
+            raise ValueError(f"the chat template cannot render these messages: {error}") from error
+        return list(ids)
+
+    def _adapted(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        adapted = dict(message)
+        if adapted["role"] == "developer" and "developer" not in str(self._template):
+            adapted["role"] = "system"
+        return adapted

@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help run test lint format check docs clean
+.PHONY: help run test lint format check fuzz docs clean
 
 help:  ## Say what the verbs do.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -26,6 +26,9 @@ format: .venv/installed-test  ## Rewrite the code in the project's style.
 	$(BIN)/ruff check --fix .
 
 check: lint test  ## All that must pass before a change lands.
+
+fuzz: .venv/installed-test  ## Send tens of thousands of generated requests to the API (minutes).
+	$(BIN)/python -m tests.schema_fuzz 2500
 
 docs: .venv/installed-test  ## Write the parts of the docs that are generated.
 	$(BIN)/python -m tests.test_readme

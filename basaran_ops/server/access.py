@@ -11,7 +11,7 @@ from flask import Flask, Response, request
 from ..errors import Unauthorized
 from ..settings import Settings
 
-OPEN_PATHS = ("/health",)
+OPEN_PATHS = ("/health", "/openapi.json")
 """Answered without a key: probes have none."""
 
 

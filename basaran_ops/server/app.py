@@ -20,7 +20,7 @@ from ..settings import Settings
 from ..stream_model import StreamModel
 from ..telemetry.logs import configure_logs
 from ..text.tokenizer import import_library
-from . import access, chat, completions, error_responses, health, models, tokenize
+from . import access, chat, completions, error_responses, health, models, openapi, tokenize
 from .disconnects import DepartureMonitor
 from .service import EXTENSION, Service
 
@@ -37,7 +37,7 @@ def create_app(service: Service) -> Flask:
     app.json.compact = True  # type: ignore[attr-defined]
     app.url_map.strict_slashes = False
     app.extensions[EXTENSION] = service
-    for module in (completions, chat, models, tokenize, health):
+    for module in (completions, chat, models, tokenize, health, openapi):
         app.register_blueprint(module.blueprint)
     error_responses.install(app)
     app.before_request(_identify)

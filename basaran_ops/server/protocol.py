@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 import pydantic_core
-from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationError, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 from ..errors import InvalidRequest
@@ -17,6 +17,27 @@ from ..stream_model import Prompt
 DEFAULT_MAX_TOKENS = 16
 
 TRUE, FALSE = ("1", "true", "yes"), ("0", "false", "no")
+
+
+_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+
+PROMPT_SCHEMA = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "items": {"type": "string"}, "minItems": 1},
+        _IDS,
+        {"type": "array", "items": _IDS, "minItems": 1},
+        {"type": "null"},
+    ]
+}
+
+STOP_SCHEMA = {
+    "anyOf": [
+        {"type": "string", "minLength": 1},
+        {"type": "array", "items": {"type": "string", "minLength": 1}},
+        {"type": "null"},
+    ]
+}
 
 
 def _prompts(value: object) -> list[Prompt]:
@@ -118,7 +139,7 @@ class _GenerationRequest(_Request):
     min_p: float = 0.0
     n: int = 1
     seed: int | None = None
-    stop: Annotated[list[str], PlainValidator(_stop)] = []
+    stop: Annotated[list[str], PlainValidator(_stop), WithJsonSchema(STOP_SCHEMA)] = []
     stop_token_ids: list[int] = []
     ignore_eos: bool = False
     min_tokens: int = 0
@@ -166,7 +187,7 @@ class _GenerationRequest(_Request):
 class CompletionRequest(_GenerationRequest):
     """The body of POST /v1/completions."""
 
-    prompt: Annotated[list[Prompt], PlainValidator(_prompts)] = [None]
+    prompt: Annotated[list[Prompt], PlainValidator(_prompts), WithJsonSchema(PROMPT_SCHEMA)] = [None]
     max_tokens: int | None = None
     logprobs: int | None = None
     echo: bool = False

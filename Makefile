@@ -27,8 +27,8 @@ format: .venv/installed-test  ## Rewrite the code in the project's style.
 
 check: lint test  ## All that must pass before a change lands.
 
-fuzz: .venv/installed-test  ## Send tens of thousands of generated requests to the API (minutes).
-	$(BIN)/python -m tests.schema_fuzz 2500
+fuzz: .venv/installed-test  ## Send tens of thousands of generated requests to the API (half an hour).
+	$(BIN)/python -m tests.schema_fuzz 4000
 
 docs: .venv/installed-test  ## Write the parts of the docs that are generated.
 	$(BIN)/python -m tests.test_readme

@@ -91,11 +91,13 @@ class StreamWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         self.keepalived_conns.remove(conn)
         self._await_head(conn)
 
-    def _await_head(self, conn: TConn) -> None:
-        deadline = time.monotonic() + self._service.settings.server_head_timeout
-        head = _Head(conn, deadline)
+    def _await_head(self, conn: TConn, data: bytes = b"") -> None:
+        """Read a request's head, of which `data` has come already, and then hand it to a thread."""
+        head = _Head(conn, time.monotonic() + self._service.settings.server_head_timeout, data)
         self._heads.append(head)
         self.poller.register(conn.sock, selectors.EVENT_READ, partial(self._read_head, head))
+        if data:
+            self._examine(head)
 
     def _read_head(self, head: _Head, client: socket.socket) -> None:
         try:
@@ -104,22 +106,27 @@ class StreamWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             return
         except OSError:
             data = b""
-        head.data += data
-        complete = b"\r\n\r\n" in head.data
-        too_long = not complete and len(head.data) > HEAD_LIMIT
-        if data and not complete and not too_long:
-            return
-        self.poller.unregister(client)
-        self._heads.remove(head)
-        if complete:
+        if data:
+            head.data += data
+            self._examine(head)
+        else:
+            self._forget(head)
+            self._drop(head.conn)
+
+    def _examine(self, head: _Head) -> None:
+        if b"\r\n\r\n" in head.data:
+            self._forget(head)
             head.conn.parser.unreader.unread(bytes(head.data))
             self.enqueue_req(head.conn)
-        elif too_long:
+        elif len(head.data) > HEAD_LIMIT:
+            self._forget(head)
             message = f"the head of the request is longer than {HEAD_LIMIT} bytes"
-            write_error(client, 431, "Request Header Fields Too Large", message)
+            write_error(head.conn.sock, 431, "Request Header Fields Too Large", message)
             self._linger(head.conn)
-        else:
-            self._drop(head.conn)
+
+    def _forget(self, head: _Head) -> None:
+        self.poller.unregister(head.conn.sock)
+        self._heads.remove(head)
 
     def _drop(self, conn: TConn) -> None:
         self.nr_conns -= 1
@@ -129,10 +136,16 @@ class StreamWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def finish_request(self, conn: TConn, future: Any) -> None:
         """A request is done: keep its connection, or half-close it and wait in the poller for the rest."""
-        if future.cancelled() or future.exception() is not None or future.result():
+        if future.cancelled() or future.exception() is not None:
             super().finish_request(conn, future)
-        else:
+        elif not future.result():
             self._linger(conn)
+        elif ahead := conn.parser.unreader.take_buffered():
+            # Sent ahead, and perhaps not all of it: a thread must not wait for the rest.
+            conn.sock.setblocking(False)
+            self._await_head(conn, ahead)
+        else:
+            super().finish_request(conn, future)
 
     def _linger(self, conn: TConn) -> None:
         """Half-close, and close once the peer has done so too or its time is over."""
@@ -167,8 +180,8 @@ class StreamWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         super().murder_pending()
         now = time.monotonic()
         while self._heads and self._heads[0].deadline <= now:
-            head = self._heads.popleft()
-            self.poller.unregister(head.conn.sock)
+            head = self._heads[0]
+            self._forget(head)
             self._drop(head.conn)
         while self._lingering and self._lingering[0][0] <= now:
             self._close_lingering(self._lingering[0][1])
@@ -217,9 +230,9 @@ class _Head:
 
     __slots__ = ("conn", "data", "deadline")
 
-    def __init__(self, conn: TConn, deadline: float) -> None:
+    def __init__(self, conn: TConn, deadline: float, data: bytes) -> None:
         self.conn = conn
-        self.data = bytearray()
+        self.data = bytearray(data)
         self.deadline = deadline
 
 

@@ -121,6 +121,15 @@ def test_requests_may_be_sent_ahead(connect: object) -> None:
     assert answer(connection).count(b"HTTP/1.1 200") == 3
 
 
+def test_a_head_that_is_begun_ahead_holds_no_thread(server: RunningServer, connect: object) -> None:
+    ahead = [connect() for _ in range(40)]
+    for connection in ahead:
+        connection.sendall(HEAD + b"\r\n" + HEAD)
+    for connection in ahead:
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+    assert quick(server) < 0.5
+
+
 def test_a_request_may_come_byte_by_byte(connect: object) -> None:
     connection = connect()
     for byte in post(COMPLETION):

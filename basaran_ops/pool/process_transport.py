@@ -18,8 +18,9 @@ from .messages import FromEngine, ToEngine
 
 ENGINE_MODULE = "basaran_ops.engine_process"
 
-STOP_SECONDS = 5.0
-"""How long an engine has to end by itself before it is killed."""
+STOP_SECONDS = 2.0
+"""How long an engine has to end by itself before it is killed. All of a server's end must fit into
+gunicorn's patience after the drain, or the worker is killed and a stopped engine is left behind."""
 
 
 class ProcessTransport:

@@ -41,7 +41,7 @@ LINGER_SECONDS = 2.0
 HEAD_LIMIT = 64 * 1024
 """Bytes that a head may have; a longer one is refused before any thread sees it."""
 
-FINAL_SECONDS = 2.0
+FINAL_SECONDS = 1.0
 """How long request threads have to send their last words once the engines are gone."""
 
 

@@ -256,3 +256,13 @@ def test_a_port_in_use_ends_the_server(tiny_path: Path) -> None:
         )
         assert result.returncode != 0
         assert "in use" in result.stderr
+
+
+def test_a_stopped_engine_does_not_outlive_the_server(server: RunningServer) -> None:
+    client = Client(server)
+    server.engine().suspend()
+    started = time.monotonic()
+    server.terminate()
+    assert time.monotonic() - started < 2 + 5
+    payload, _ = client.ending()
+    assert "error" in payload

@@ -92,6 +92,7 @@ class DeadlineExceeded(BasaranError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, code="shutting_down")
+        self.retry_after = 5
 
 
 class StreamClosed(BasaranError):

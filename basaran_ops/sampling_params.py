@@ -9,6 +9,9 @@ from .errors import InvalidRequest
 
 MAX_SEED = 2**63 - 1
 
+GREEDY_TEMPERATURE = 1e-4
+"""A lower temperature is greedy: logits divided by it may leave the range of float32."""
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
@@ -64,7 +67,7 @@ class SamplingParams:
         _require(self.min_tokens <= self.max_tokens, "min_tokens", "must be at most max_tokens")
         _require(-2 <= self.presence_penalty <= 2, "presence_penalty", "must be between -2 and 2")
         _require(-2 <= self.frequency_penalty <= 2, "frequency_penalty", "must be between -2 and 2")
-        _require(0 < self.repetition_penalty <= 10, "repetition_penalty", "must be above 0, at most 10")
+        _require(0.01 <= self.repetition_penalty <= 10, "repetition_penalty", "must be between 0.01 and 10")
         biases = [bias for _, bias in self.logit_bias]
         _require(all(-100 <= bias <= 100 for bias in biases), "logit_bias", "must be between -100 and 100")
         _require(self.logprobs is None or self.logprobs >= 0, "logprobs", "must be at least 0")
@@ -73,7 +76,7 @@ class SamplingParams:
     @property
     def greedy(self) -> bool:
         """Whether every token is the argmax."""
-        return self.temperature == 0 or self.top_p == 0 or self.top_k == 1
+        return self.temperature < GREEDY_TEMPERATURE or self.top_p == 0 or self.top_k == 1
 
     @property
     def adjusts_logits(self) -> bool:

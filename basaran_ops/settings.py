@@ -101,6 +101,7 @@ class Settings(BaseModel):
     )
     server_keepalive: int = Field(75, ge=0, description="Seconds an idle connection is kept.")
     server_head_timeout: Positive = Field(10, description="Seconds a client has for a request's head.")
+    server_body_timeout: Positive = Field(60, description="Seconds a client has for a request's body.")
     server_max_body: Positive = Field(16 * 2**20, description="Bytes of a request's body; more get 413.")
     server_drain_timeout: int = Field(
         90, ge=0, description="Seconds that running requests have to finish after SIGTERM."

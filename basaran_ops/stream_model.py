@@ -31,6 +31,8 @@ class TextToken:
     """None for a prompt's first token, which nothing predicts."""
     top: tuple[tuple[int, float], ...] = ()
     """The likeliest tokens at its place, by id, the likeliest first."""
+    generated: bool = True
+    """False for a token of an echoed prompt."""
 
     @property
     def end(self) -> int:
@@ -70,10 +72,15 @@ class StreamModel:
         self._pool = pool
 
     def on_ready(self, info: ModelInfo) -> None:
-        """Read the tokenizer of a model that a replica has loaded. Raises ModelLoadError."""
+        """Read the tokenizer of a model that a replica has loaded. Raises ModelLoadError.
+
+        Replicas may differ in how long a context fits into their memory: the shortest counts for all.
+        """
         if self._loaded is None:
             tokenizer = Tokenizer.load(info.tokenizer_path, trust_remote_code=self._trust_remote_code)
             self._loaded = _Loaded(info, tokenizer, ChatTemplate(tokenizer, self._own_template))
+        elif info.context_length < self._loaded.info.context_length:
+            self._loaded = replace(self._loaded, info=info)
 
     @property
     def pool(self) -> GenerationPool:
@@ -105,32 +112,30 @@ class StreamModel:
                 )
 
     def generate(
-        self, prompts: Sequence[Prompt], params: SamplingParams, *, echo: bool = False
+        self, prompts: Sequence[Prompt], params: SamplingParams, *, echo: bool = False, fit: bool = False
     ) -> TextStream:
         """Start generating `params.n` choices for each prompt; choice j of prompt i has index i * n + j.
 
-        With `echo` each choice's text begins with its prompt. Raises InvalidRequest,
-        ContextLengthExceeded, Overloaded or NotReady before anything is generated.
+        With `echo` each choice's text begins with its prompt; with `fit` max_tokens shrinks to what the
+        prompt leaves of the context. Raises InvalidRequest, ContextLengthExceeded, Overloaded or NotReady
+        before anything is generated.
         """
         loaded = self._ready()
         self.check_token_ids("logit_bias", (token for token, _ in params.logit_bias))
         self.check_token_ids("stop_token_ids", params.stop_token_ids)
+        params = replace(params, prompt_logprobs=echo and params.logprobs is not None)
+        choices, prompt_tokens = [], 0
         for prompt in prompts:
             if not isinstance(prompt, str):
                 self.check_token_ids("prompt", prompt or ())
-        encoded = [_encode(loaded, prompt, params) for prompt in prompts]
-        params = replace(params, prompt_logprobs=echo and params.logprobs is not None)
-        choices = [
-            _Choice(
-                SequenceWork(ids, params, params.seed_of(number)),
-                loaded.tokenizer,
-                _prompt_text(loaded.tokenizer, prompt, ids),
-                echo=echo,
-            )
-            for prompt, ids in zip(prompts, encoded, strict=True)
-            for number in range(params.n)
-        ]
-        return TextStream(self.pool, choices, sum(len(ids) for ids in encoded))
+            ids, own = _encode(loaded, prompt, params, fit=fit)
+            prompt_tokens += len(ids)
+            text = _prompt_text(loaded.tokenizer, prompt, ids)
+            choices += [
+                _Choice(SequenceWork(ids, own, own.seed_of(number)), loaded.tokenizer, text, echo=echo)
+                for number in range(params.n)
+            ]
+        return TextStream(self.pool, choices, prompt_tokens)
 
     def close(self) -> None:
         """End all requests and the engines."""
@@ -238,7 +243,7 @@ class _Choice:
         """Characters up to the end of what was taken."""
         if work.params.prompt_logprobs:
             text = self._detokenizer.push(work.prompt_ids[0])
-            self._add(work.prompt_ids[0], None, (), text)
+            self._add(TextToken(text, self._offset, work.prompt_ids[0], None, generated=False))
             self._ready = text
 
     def has_ended(self) -> bool:
@@ -252,7 +257,9 @@ class _Choice:
         """Take the next prompt tokens' log-probabilities; stop strings do not match in a prompt."""
         for logprob in logprobs:
             text = self._detokenizer.push(logprob.token_id)
-            self._add(logprob.token_id, logprob.logprob, logprob.top, text)
+            self._add(
+                TextToken(text, self._offset, logprob.token_id, logprob.logprob, logprob.top, generated=False)
+            )
             self._ready += text
 
     def push(self, token: int, logprob: TokenLogprob | None, *, silent: bool) -> None:
@@ -264,7 +271,7 @@ class _Choice:
             self._flush()
         text = "" if silent else self._detokenizer.push(token)
         if logprob is not None:
-            self._add(token, logprob.logprob, logprob.top, text)
+            self._add(TextToken(text, self._offset, token, logprob.logprob, logprob.top))
         self._show(text)
 
     def finish(self, reason: FinishReason) -> None:
@@ -310,17 +317,19 @@ class _Choice:
         if self._stop.matched is not None:
             self.finish_reason = "stop"
 
-    def _add(self, token: int, logprob: float | None, top: tuple[tuple[int, float], ...], text: str) -> None:
-        self._pending.append(TextToken(text, self._offset, token, logprob, top))
-        self._offset += len(text)
+    def _add(self, token: TextToken) -> None:
+        self._pending.append(token)
+        self._offset = token.end
 
 
 def _prompt_text(tokenizer: Tokenizer, prompt: Prompt, ids: Sequence[int]) -> str:
     return prompt if isinstance(prompt, str) else tokenizer.decode(ids)
 
 
-def _encode(loaded: _Loaded, prompt: Prompt, params: SamplingParams) -> tuple[int, ...]:
-    """Token ids of one prompt, checked against vocabulary and context."""
+def _encode(
+    loaded: _Loaded, prompt: Prompt, params: SamplingParams, *, fit: bool
+) -> tuple[tuple[int, ...], SamplingParams]:
+    """Token ids of one prompt, checked against the context, and its parameters."""
     info, tokenizer = loaded.info, loaded.tokenizer
     ids = tuple(tokenizer.encode(prompt)) if isinstance(prompt, str) else tuple(prompt or ())
     if not ids:
@@ -333,6 +342,8 @@ def _encode(loaded: _Loaded, prompt: Prompt, params: SamplingParams) -> tuple[in
         raise ContextLengthExceeded(
             limit, f"your prompt has {len(ids)} tokens. Please shorten it.", param="prompt"
         )
+    if fit and len(ids) + params.max_tokens > limit:
+        return ids, replace(params, max_tokens=limit - len(ids))
     if len(ids) + params.max_tokens > limit:
         raise ContextLengthExceeded(
             limit,
@@ -340,4 +351,4 @@ def _encode(loaded: _Loaded, prompt: Prompt, params: SamplingParams) -> tuple[in
             f"{params.max_tokens} in the completion). Please shorten the prompt or lower max_tokens.",
             param="max_tokens",
         )
-    return ids
+    return ids, params

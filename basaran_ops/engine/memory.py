@@ -16,7 +16,9 @@ def available_bytes(device: torch.device) -> int:
     On a CPU the smaller of what the machine and what the control group has left.
     """
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        free, total = torch.cuda.mem_get_info(device)
+        allowed = torch.cuda.get_per_process_memory_fraction(device) * total
+        return int(min(free, allowed - torch.cuda.memory_reserved(device)))
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
     available = int(psutil.virtual_memory().available)

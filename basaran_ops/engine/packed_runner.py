@@ -59,9 +59,12 @@ class PackedRunner:
             model.set_attn_implementation(implementation)
             self._check_shapes(reference)
             self.context_length = self._fit(slots, context_length, model_length, memory_fraction)
-            self._attention.cache = SlotKVCache(
-                self._attention.shapes, slots=slots, max_length=self.context_length
-            )
+            try:
+                self._attention.cache = SlotKVCache(
+                    self._attention.shapes, slots=slots, max_length=self.context_length
+                )
+            except (torch.OutOfMemoryError, MemoryError) as error:
+                raise ModelLoadError(f"the cache cannot be allocated: {error}") from error
             self._check_chunks(reference)
 
     def run(self, batch: Batch) -> torch.Tensor:

@@ -79,7 +79,9 @@ def _draw(logits: torch.Tensor, sequences: Seq[Sequence]) -> torch.Tensor:
     uniform = torch.tensor(numbers, dtype=torch.float32, device=logits.device)[:, None]
     cumulative = torch.softmax(logits, dim=-1).cumsum_(dim=-1)
     threshold = uniform * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, threshold, right=True)[:, 0]
+    drawn = torch.searchsorted(cumulative, threshold, right=True)[:, 0]
+    # A model whose logits are not numbers must not lead to a token outside its vocabulary.
+    return torch.where(drawn < logits.shape[-1], drawn, logits.argmax(dim=-1))
 
 
 def _truncate(logits: torch.Tensor, sequences: Seq[Sequence]) -> torch.Tensor:

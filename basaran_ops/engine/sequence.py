@@ -28,7 +28,8 @@ class Sequence:
         self.num_computed = 0
         """Leading tokens whose keys and values are in the cache."""
         self.slot: int | None = None
-        self.random = Random(seed)  # noqa: S311 - seeds must be reproducible
+        # Random takes a negative seed for its absolute value, and seeds must differ.
+        self.random = Random(None if seed is None else seed % 2**64)  # noqa: S311 - reproducible on purpose
 
         self.counts: Counter[int] = Counter()
         """How often each token was generated."""

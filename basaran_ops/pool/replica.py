@@ -68,6 +68,7 @@ class Replica:
         self._on_ready = on_ready
         self._on_change = on_change
         self._transport: Transport | None = None
+        self._was_ready = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"replica-{number}", daemon=True)
 
@@ -110,7 +111,8 @@ class Replica:
             error = self._live_once()
             if self._stopping.is_set():
                 break
-            if isinstance(error, ModelLoadError) and error.permanent:
+            # What was ready once can be so again: memory may be short, or a disk away, for a moment.
+            if isinstance(error, ModelLoadError) and error.permanent and not self._was_ready:
                 log.error("the model cannot be loaded: %s", error.message)
                 with self._lock:
                     self.failure = error
@@ -130,7 +132,8 @@ class Replica:
         self._change("loading", "starting")
         try:
             transport = self._start()
-        except OSError as cause:
+        except Exception as cause:
+            log.exception("the engine cannot be started")
             failure = EngineFailed(f"the engine cannot be started: {cause}")
             self._change("failed", failure.message)
             return failure
@@ -159,6 +162,9 @@ class Replica:
                 return EngineFailed("the engine died")
             except ModelLoadError as failure:
                 return failure
+            except Exception as cause:
+                log.exception("a message of the engine could not be handled")
+                return EngineFailed(f"the engine's message could not be handled: {cause}")
             if error is not None:
                 return error
 
@@ -173,6 +179,7 @@ class Replica:
             case Ready(info):
                 self._on_ready(info)
                 log.info("engine %d is ready: %s", self.number, info)
+                self._was_ready = True
                 self._change("ready", "ready")
             case LoadFailed(failure):
                 return failure

@@ -50,11 +50,14 @@ class TokenStream:
             outputs = [self._accept(self._queue.get(timeout=timeout))]
         except Empty:
             return None
-        while True:
-            try:
-                outputs.append(self._accept(self._queue.get_nowait()))
-            except Empty:
-                return outputs
+        while self._live and not self._queue.empty():
+            event = self._queue.get_nowait()
+            if isinstance(event, BasaranError):
+                # What was taken goes first; the error is raised by the next call.
+                self._queue.put(event)
+                break
+            outputs.append(self._accept(event))
+        return outputs
 
     def cancel(self, index: int) -> None:
         """End one sequence early: a stop string matched. Its last output still comes."""

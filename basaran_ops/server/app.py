@@ -21,6 +21,7 @@ from ..stream_model import StreamModel
 from ..telemetry.logs import configure_logs
 from ..text.tokenizer import import_library
 from . import access, chat, completions, error_responses, health, models, openapi, tokenize
+from .body import BodyReader
 from .disconnects import DepartureMonitor
 from .service import EXTENSION, Service
 
@@ -78,7 +79,8 @@ def start_service(settings: Settings, on_fatal: Callable[[ModelLoadError], None]
     model.attach(pool)
     pool.start()
     name = settings.server_model_name or settings.model or DEFAULT_MODEL_NAME
-    return Service(settings, model, name, DepartureMonitor())
+    bodies = BodyReader(settings.server_max_body, settings.server_body_timeout)
+    return Service(settings, model, name, DepartureMonitor(), bodies)
 
 
 def _chat_template(settings: Settings) -> str | None:

@@ -12,7 +12,6 @@ from flask import Blueprint, Response, request
 from ..errors import ContextLengthExceeded, InvalidRequest
 from ..stream_model import TextOutput, TextToken
 from ..text.chat_template import ChatTemplateMissing
-from .body import read_body
 from .generation import collect, respond, usage
 from .logprobs import chat_logprobs
 from .protocol import ChatRequest
@@ -25,7 +24,7 @@ blueprint = Blueprint("chat", __name__)
 def create_chat_completion() -> Response:
     """Answer a conversation, streamed or whole."""
     settings = service().settings
-    asked = ChatRequest.parse(read_body(request, settings.server_max_body), settings)
+    asked = ChatRequest.parse(service().bodies.read(request), settings)
     service().check_model(asked.model)
     prompt = _encode(asked)
     stream = service().model.generate([prompt], asked.sampling_params(_max_tokens(asked, prompt)))

@@ -10,7 +10,6 @@ from typing import Any
 from flask import Blueprint, Response, request
 
 from ..stream_model import TextOutput, TextToken
-from .body import read_body
 from .generation import WholeChoice, collect, respond, usage
 from .logprobs import completion_logprobs
 from .protocol import CompletionRequest
@@ -23,10 +22,14 @@ blueprint = Blueprint("completions", __name__)
 def create_completion() -> Response:
     """Complete one or more prompts, streamed or whole."""
     settings = service().settings
-    body = read_body(request, settings.server_max_body)
+    body = service().bodies.read(request)
+    if request.method == "GET" and not body:
+        body = b"{}"
     asked = CompletionRequest.parse(body, request.args.to_dict(flat=False), settings)
     service().check_model(asked.model)
-    stream = service().model.generate(asked.prompt, asked.sampling_params(settings), echo=asked.echo)
+    params = asked.sampling_params(settings)
+    # A limit that was not asked for must not be the reason for a refusal.
+    stream = service().model.generate(asked.prompt, params, echo=asked.echo, fit=asked.max_tokens is None)
     template: dict[str, Any] = {
         "id": f"cmpl-{secrets.token_hex(12)}",
         "object": "text_completion",
@@ -73,5 +76,5 @@ def _best(choices: list[WholeChoice], n: int, best_of: int) -> list[WholeChoice]
 
 
 def _mean_logprob(choice: WholeChoice) -> float:
-    known = [token.logprob for token in choice.tokens if token.logprob is not None]
+    known = [token.logprob for token in choice.tokens if token.generated and token.logprob is not None]
     return sum(known) / len(known) if known else 0.0

@@ -56,4 +56,9 @@ def _http(error: HTTPException) -> Response:
 
 
 def _code(status: int) -> str | None:
-    return {404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}.get(status)
+    return {
+        404: "not_found",
+        405: "method_not_allowed",
+        408: "request_timeout",
+        413: "request_too_large",
+    }.get(status)

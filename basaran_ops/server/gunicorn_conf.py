@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import socket
 import sys
 from pathlib import Path
@@ -48,6 +49,10 @@ for warning in unknown_variables(os.environ):
 
 wsgi_app = "basaran_ops.server.app:create_server()"
 """Named for gunicorn; the worker makes the app itself, to hear of its failures."""
+
+# A connection is a descriptor, and the usual soft limit of 1024 is soon reached.
+_, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 bind = f"{settings.host}:{settings.port}"
 worker_class = "basaran_ops.server.worker.StreamWorker"

@@ -97,11 +97,11 @@ class _Request(_Body):
 
     @classmethod
     def read(cls, body: bytes, query: Mapping[str, list[str]]) -> Self:
-        """Read a request: JSON body, with query parameters before it. A GET has the query alone.
+        """Read a request: JSON body, with query parameters before it.
 
         Raises InvalidRequest naming the first parameter at fault.
         """
-        values = _json_object(body) if body or not query else {}
+        values = _json_object(body)
         values |= {name: _from_query(cls, name, given) for name, given in query.items()}
         try:
             return cls.model_validate(values)

@@ -11,6 +11,7 @@ from flask import current_app
 from ..errors import ModelNotFound
 from ..settings import Settings
 from ..stream_model import StreamModel
+from .body import BodyReader
 from .disconnects import DepartureMonitor
 
 EXTENSION = "basaran_ops"
@@ -24,6 +25,7 @@ class Service:
     model: StreamModel
     model_name: str
     departures: DepartureMonitor
+    bodies: BodyReader
     created: int = field(default_factory=lambda: int(time.time()))
 
     def check_model(self, name: str | None) -> None:

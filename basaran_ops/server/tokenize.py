@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from flask import Blueprint, Response, jsonify, request
 
-from .body import read_body
 from .protocol import DetokenizeRequest, TokenizeRequest
 from .service import service
 
@@ -14,7 +13,7 @@ blueprint = Blueprint("tokenize", __name__)
 @blueprint.post("/tokenize")
 def tokenize() -> Response:
     """Token ids of a prompt."""
-    asked = TokenizeRequest.read(read_body(request, service().settings.server_max_body), {})
+    asked = TokenizeRequest.read(service().bodies.read(request), {})
     model = service().model
     ids = model.tokenizer.encode(asked.prompt, add_special_tokens=asked.add_special_tokens)
     info = model.info
@@ -29,7 +28,7 @@ def tokenize() -> Response:
 @blueprint.post("/detokenize")
 def detokenize() -> Response:
     """Text of token ids."""
-    asked = DetokenizeRequest.read(read_body(request, service().settings.server_max_body), {})
+    asked = DetokenizeRequest.read(service().bodies.read(request), {})
     service().model.check_token_ids("tokens", asked.tokens)
     return jsonify(prompt=service().model.tokenizer.decode(asked.tokens))
 

@@ -12,6 +12,7 @@ What differs, each measured on gunicorn 27.0.1:
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -20,6 +21,7 @@ import socket
 import sys
 import time
 from collections import deque
+from contextlib import suppress
 from functools import partial
 from typing import Any, NoReturn
 
@@ -40,6 +42,9 @@ LINGER_SECONDS = 2.0
 
 HEAD_LIMIT = 64 * 1024
 """Bytes that a head may have; a longer one is refused before any thread sees it."""
+
+EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+"""Errors of accept() that pass when other connections end."""
 
 FINAL_SECONDS = 1.0
 """How long request threads have to send their last words once the engines are gone."""
@@ -69,15 +74,29 @@ class StreamWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
     def run(self) -> None:
         try:
             super().run()
+        except Exception:
+            log.exception("the main loop failed")
+            self._exit_status = 1
         finally:
             self._end()
+
+    def is_parent_alive(self) -> bool:
+        """Whether the arbiter lives. If not we stop as on SIGTERM: nobody else would tell us."""
+        if not super().is_parent_alive():
+            self.alive = False
+        # Always true: the loop ends by `alive`, on the way that drains.
+        return True
 
     # -- heads ----------------------------------------------------------------------------------------
 
     def accept(self, listener: socket.socket) -> None:
         try:
             client, address = listener.accept()
-        except (BlockingIOError, ConnectionAbortedError):
+        except OSError as error:
+            if error.errno in EXHAUSTED:
+                log.warning("no connection can be accepted now: %s", error)
+                # Until the next turn of the loop, at most a second from now.
+                self.set_accept_enabled(False)
             return
         self.nr_conns += 1
         conn = TConn(self.cfg, client, address, listener.getsockname())
@@ -121,7 +140,8 @@ class StreamWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         elif len(head.data) > HEAD_LIMIT:
             self._forget(head)
             message = f"the head of the request is longer than {HEAD_LIMIT} bytes"
-            write_error(head.conn.sock, 431, "Request Header Fields Too Large", message)
+            with suppress(OSError):
+                write_error(head.conn.sock, 431, "Request Header Fields Too Large", message)
             self._linger(head.conn)
 
     def _forget(self, head: _Head) -> None:
@@ -149,13 +169,12 @@ class StreamWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def _linger(self, conn: TConn) -> None:
         """Half-close, and close once the peer has done so too or its time is over."""
-        self.nr_conns -= 1
         try:
             conn.sock.shutdown(socket.SHUT_WR)
             conn.sock.setblocking(False)
             self.poller.register(conn.sock, selectors.EVENT_READ, self._read_lingering)
         except (OSError, ValueError, KeyError):
-            conn.close()
+            self._drop(conn)
             return
         self._lingering.append((time.monotonic() + LINGER_SECONDS, conn.sock))
 
@@ -172,6 +191,8 @@ class StreamWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
     def _close_lingering(self, client: socket.socket) -> None:
         self.poller.unregister(client)
         client.close()
+        # Counted until now: it held a descriptor.
+        self.nr_conns -= 1
         self._lingering = deque(entry for entry in self._lingering if entry[1] is not client)
 
     # -- deadlines: called about once a second --------------------------------------------------------
@@ -185,6 +206,7 @@ class StreamWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             self._drop(head.conn)
         while self._lingering and self._lingering[0][0] <= now:
             self._close_lingering(self._lingering[0][1])
+        self._service.bodies.expire(now)
         if self._drain_deadline is not None and self._drain_deadline <= now:
             self._drain_deadline = None
             log.warning("the time to drain is over, ending what still runs")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,6 +24,8 @@ class ChatTemplate:
         # A copy of its own, and one thread at a time: transformers changes the tokenizer's state to render.
         self._tokenizer = copy.deepcopy(tokenizer.hf)
         self._lock = threading.Lock()
+        # Names that mean something to transformers: a request must not reach them as variables.
+        self._reserved = inspect.signature(self._tokenizer.apply_chat_template).parameters.keys()
         self._template = template or self._tokenizer.chat_template
 
     def encode(
@@ -41,6 +44,8 @@ class ChatTemplate:
             raise ChatTemplateMissing(
                 "the model has no chat template; set MODEL_CHAT_TEMPLATE to a file with one"
             )
+        if taken := sorted(self._reserved & variables.keys()):
+            raise ValueError(f"{taken[0]} is not a variable of a chat template")
         conversation = [self._adapted(message) for message in messages]
         try:
             with self._lock:

@@ -8,14 +8,15 @@ from os.path import commonprefix
 REPLACEMENT = "\ufffd"
 
 CONTEXT = 6
-"""Tokens before the new one that are decoded along with it: a token's text depends on its neighbours."""
+"""Tokens before the new one that are decoded along with it, at least: a token's text depends on its
+neighbours."""
 
 MAX_UNCERTAIN = 3
-"""Replacement characters at the end that the next token may still turn into something else: a UTF-8
-character has up to 4 bytes, and some decoders show one replacement for each byte of an unfinished one."""
+"""Replacement characters at the end that may still become something else: a UTF-8 character has up to 4
+bytes, and some decoders show one replacement for each byte of an unfinished one."""
 
 MAX_WINDOW = 32
-"""Tokens decoded at a time while no character is ever finished."""
+"""Tokens decoded at a time at most. Where so many do not end in a whole character, none is coming."""
 
 
 class Detokenizer:
@@ -28,34 +29,32 @@ class Detokenizer:
 
     def __init__(self, decode: Callable[[Sequence[int]], str], prompt_ids: Sequence[int]) -> None:
         self._decode = decode
-        self._window = list(prompt_ids[-CONTEXT:])
-        self._shown = decode(self._window)
+        self._window = list(prompt_ids[-MAX_WINDOW:])
+        self._shown = ""
         """The window's text as far as it is out."""
-        self._uncertain = 0
+        self.holding = False
+        """Whether the end of the text is held back: a character may be unfinished."""
+        self._slide(0)
 
     def push(self, token_id: int) -> str:
         """The text that is certain with this token; "" while it ends inside a character."""
         self._window.append(token_id)
         text = self._decode(self._window)
-        self._uncertain = _uncertain(text)
-        certain = text[: len(text) - self._uncertain]
-        new = self._beyond_shown(certain)
-        if new:
-            self._shown = certain
-        if certain == text or len(self._window) >= MAX_WINDOW:
-            self._slide(self._uncertain)
+        uncertain = min(MAX_UNCERTAIN, len(text) - len(text.rstrip(REPLACEMENT)))
+        self.holding = uncertain > 0
+        if self.holding and len(self._window) < MAX_WINDOW:
+            # Nothing at all, not only the end: byte-fallback decoders show a whole run of bytes as
+            # replacements until its last character is complete.
+            return ""
+        new = self._beyond_shown(text[: len(text) - uncertain])
+        self._slide(uncertain)
         return new
-
-    @property
-    def holding(self) -> bool:
-        """Whether an unfinished character is held back."""
-        return self._uncertain > 0
 
     def flush(self) -> str:
         """The text still held back, at the end: an unfinished character becomes U+FFFD."""
         text = self._decode(self._window)
         new = self._beyond_shown(text)
-        self._shown, self._uncertain = text, 0
+        self._shown, self.holding = text, False
         return new
 
     def _beyond_shown(self, text: str) -> str:
@@ -63,12 +62,10 @@ class Detokenizer:
         return text[len(commonprefix((self._shown, text))) :]  # noqa: RUF071 - characters are meant
 
     def _slide(self, uncertain: int) -> None:
-        keep = CONTEXT if not uncertain else MAX_WINDOW // 2
+        """Keep the shortest end of the window that does not begin inside a character."""
+        for keep in range(CONTEXT, MAX_WINDOW // 2 + 1):
+            text = self._decode(self._window[-keep:])
+            if keep >= len(self._window) or not text.startswith(REPLACEMENT):
+                break
         del self._window[:-keep]
-        text = self._decode(self._window)
         self._shown = text[: len(text) - uncertain]
-
-
-def _uncertain(text: str) -> int:
-    """How many characters at the end may still change."""
-    return min(MAX_UNCERTAIN, len(text) - len(text.rstrip(REPLACEMENT)))

@@ -29,7 +29,8 @@ class Tokenizer:
             self._lock = nullcontext()
         self.bos_token_id: int | None = tokenizer.bos_token_id
         self._special_ids = frozenset(tokenizer.all_special_ids)
-        self._anchor = next(token for token in reversed(self.encode("a")) if token not in self._special_ids)
+        visible = [token for token in self.encode("a") if token not in self._special_ids]
+        self._anchor = visible[-1:]
         # One entry a token of the vocabulary at most; the same text whoever writes it.
         self._token_texts: dict[int, str] = {}
         self.eos_token_id: int | None = tokenizer.eos_token_id
@@ -43,9 +44,10 @@ class Tokenizer:
             tokenizer = AutoTokenizer.from_pretrained(
                 path, trust_remote_code=trust_remote_code, local_files_only=True
             )
-        except (OSError, ValueError, KeyError, ImportError) as error:
+            return cls(tokenizer)
+        except Exception as error:
+            # The Rust library raises plain Exception for a file that it cannot parse.
             raise ModelLoadError(f"{path}: its tokenizer cannot be read: {error}") from error
-        return cls(tokenizer)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text, with the special tokens that the tokenizer adds to a prompt or without."""
@@ -69,8 +71,8 @@ class Tokenizer:
         text = self._token_texts.get(token_id)
         if text is None:
             # Decoded alone, a sentencepiece token would lose its leading space.
-            before = self.decode([self._anchor])
-            text = self.decode([self._anchor, token_id])[len(before) :] or self._name(token_id)
+            before = self.decode(self._anchor)
+            text = self.decode([*self._anchor, token_id])[len(before) :] or self._name(token_id)
             self._token_texts[token_id] = text
         return text
 

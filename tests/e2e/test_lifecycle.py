@@ -146,6 +146,11 @@ def test_the_arbiter_killed_leaves_nothing_alive(server: RunningServer) -> None:
     family = server.processes()
     server.process.kill()
     server.process.wait()
+    deadline = time.monotonic() + 4
+    with pytest.raises(ConnectionRefusedError):  # noqa: PT012 - until it is refused
+        while time.monotonic() < deadline:
+            socket.create_connection(("127.0.0.1", server.port)).close()
+            time.sleep(0.05)
     assert not psutil.wait_procs(family, timeout=20)[1]
     client.join(10)
 

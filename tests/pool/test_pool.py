@@ -207,6 +207,51 @@ def test_a_tokenizer_that_cannot_be_read_fails_the_load(make_pool: MakePool) -> 
         make_pool(on_ready=on_ready).wait_ready(5)
 
 
+def test_what_was_ready_once_is_tried_again_whatever_the_error(make_pool: MakePool) -> None:
+    loads = iter([None, ModelLoadError("memory is short"), None])
+
+    def reload(progress: Callable[[str], None]) -> tuple[FakeEngine, ModelInfo]:
+        error = next(loads)
+        if error is not None:
+            raise error
+        return load(progress)
+
+    pool = make_pool(reload, on_failure=lambda error: pytest.fail(error.message))
+    pool.wait_ready(5)
+    with pytest.raises(EngineFailed):
+        read(pool.submit(work(prompt=CRASH)))
+    eventually(lambda: pool.status().ready)
+    assert pool.status().replicas[0].restarts == 2
+
+
+def test_a_defect_while_getting_ready_is_a_failed_load_that_is_tried_again(make_pool: MakePool) -> None:
+    calls = iter([RuntimeError("a defect"), None])
+
+    def on_ready(info: ModelInfo) -> None:
+        error = next(calls)
+        if error is not None:
+            raise error
+
+    pool = make_pool(on_ready=on_ready)
+    pool.wait_ready(5)
+    assert pool.status().replicas[0].restarts == 1
+
+
+def test_outputs_that_came_before_an_error_are_not_lost(make_pool: MakePool) -> None:
+    engine = FakeEngine()
+    pool = make_pool(held(engine))
+    pool.wait_ready(5)
+    stream = pool.submit(work())
+    engine.go.release()
+    eventually(lambda: not stream._queue.empty())
+    pool.abort()
+    outputs = stream.take(5)
+    assert outputs is not None
+    assert len(outputs) == 1
+    with pytest.raises(DeadlineExceeded):
+        stream.take(5)
+
+
 def test_requests_before_ready_hear_what_is_going_on(make_pool: MakePool) -> None:
     go = threading.Event()
 

@@ -35,8 +35,8 @@ def pool() -> Iterator[GenerationPool]:
 
 
 def engine_pid() -> int:
-    (child,) = psutil.Process().children()
-    return child.pid
+    (engine,) = (child for child in psutil.Process().children() if FAKE in child.cmdline())
+    return engine.pid
 
 
 def test_tokens_come_over_the_pipe(pool: GenerationPool) -> None:

@@ -169,6 +169,7 @@ def test_the_served_model_is_listed_and_found_under_its_encoded_name(tiny_server
     ("body", "param"),
     [
         (b"", None),
+        (b'{"repetition_penalty": 1e-40}', "repetition_penalty"),
         (b"{", None),
         (b"[]", None),
         (b'{"prompt": []}', "prompt"),
@@ -211,6 +212,31 @@ def test_beyond_the_context_is_400_in_openais_words(
     got = error(tiny_server.complete(**fields), 400)
     assert (got["code"], got["param"]) == ("context_length_exceeded", param)
     assert got["message"].startswith("This model's maximum context length is 512 tokens. However, ")
+
+
+def test_a_limit_that_was_not_asked_for_is_no_reason_to_refuse(tiny_server: RunningServer) -> None:
+    body = tiny_server.complete(prompt=[5] * 507).json()
+    assert body["usage"]["completion_tokens"] == 5
+    assert body["choices"][0]["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize("temperature", [1e-40, 1e-10, 1e-4, 1e-3])
+def test_a_tiny_temperature_is_greedy_and_harms_nobody(
+    tiny_server: RunningServer, temperature: float
+) -> None:
+    fields = {"prompt": "the cat", "max_tokens": 8}
+    cold = tiny_server.complete(**fields, temperature=temperature).json()["choices"][0]["text"]
+    assert cold == tiny_server.complete(**fields, temperature=0).json()["choices"][0]["text"]
+    assert tiny_server.health()["replicas"][0]["restarts"] == 0
+
+
+def test_a_post_without_a_body_is_400_whatever_its_query(tiny_server: RunningServer) -> None:
+    error(tiny_server.http.post("/v1/completions?prompt=x"), 400)
+
+
+def test_negative_seeds_are_seeds_of_their_own(tiny_server: RunningServer) -> None:
+    choices = tiny_server.complete(prompt="the", seed=-1, n=3, max_tokens=12).json()["choices"]
+    assert len({choice["text"] for choice in choices}) == 3
 
 
 def test_the_context_can_be_filled_to_the_last_token(tiny_server: RunningServer) -> None:

@@ -280,10 +280,10 @@ def test_query_parameters_stand_for_json_and_beat_the_body() -> None:
 
 
 def test_a_number_as_prompt_in_the_query_is_text() -> None:
-    assert parse(b"", query={"prompt": ["42"]}).prompt == ["42"]
-    assert parse(b"", query={"stop": ["1", "2"]}).stop == ["1", "2"]
+    assert parse({}, query={"prompt": ["42"]}).prompt == ["42"]
+    assert parse({}, query={"stop": ["1", "2"]}).stop == ["1", "2"]
 
 
 @pytest.mark.parametrize(("name", "value"), [("max_tokens", "many"), ("stream", "perhaps"), ("n", "")])
 def test_a_query_parameter_of_the_wrong_type_is_refused_by_name(name: str, value: str) -> None:
-    assert refused(b"", query={name: [value]}).param == name
+    assert refused({}, query={name: [value]}).param == name

@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import socket
+import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,7 @@ def server(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         ENGINE_SLOTS="2",
         SERVER_QUEUE_LIMIT="0",
         SERVER_HEAD_TIMEOUT="2",
+        SERVER_BODY_TIMEOUT="2",
         SERVER_MAX_BODY="10000",
     ) as server:
         yield server.wait_ready()
@@ -187,6 +189,47 @@ def test_a_malformed_head_is_answered_in_the_shape_of_all_errors(
     head, _, text = answer(connection).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 %d" % status), head
     assert set(json.loads(text)["error"]) == {"message", "type", "param", "code"}
+
+
+def test_clients_that_stall_or_trickle_in_a_body_are_ended_and_told(
+    server: RunningServer, connect: object
+) -> None:
+    stalled = [connect() for _ in range(8)]
+    trickling = [connect() for _ in range(8)]
+    for connection in (*stalled, *trickling):
+        connection.sendall(post(COMPLETION)[:-15])
+    for _ in range(4):
+        time.sleep(0.5)
+        for connection in trickling:
+            connection.sendall(b" ")
+    for connection in (*stalled, *trickling):
+        head, _, text = answer(connection).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 408"), head
+        assert json.loads(text)["error"]["code"] == "request_timeout"
+    assert quick(server) < 0.5
+
+
+@pytest.mark.parametrize("body", [b"zz\r\n\r\n", b"5\r\nabcdeXX", b"5;=\r\nabcde\r\n0\r\n\r\n"])
+def test_malformed_chunks_are_400(connect: object, body: bytes) -> None:
+    connection = connect()
+    connection.sendall(
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + body
+    )
+    head, _, text = answer(connection).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400"), head
+    assert set(json.loads(text)["error"]) == {"message", "type", "param", "code"}
+
+
+def test_a_long_head_and_a_reset_harm_nobody(server: RunningServer, connect: object) -> None:
+    worker = server.processes()[1].pid
+    for _ in range(10):
+        connection = connect()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            connection.sendall(b"GET / HTTP/1.1\r\nX: " + b"y" * 70000)
+        connection.close()
+    assert quick(server) < 0.5
+    assert server.processes()[1].pid == worker
 
 
 def test_clients_that_break_off_in_a_body_free_their_threads(server: RunningServer, connect: object) -> None:

@@ -63,9 +63,16 @@ class Detokenizer:
 
     def _slide(self, uncertain: int) -> None:
         """Keep the shortest end of the window that does not begin inside a character."""
-        for keep in range(CONTEXT, MAX_WINDOW // 2 + 1):
-            text = self._decode(self._window[-keep:])
-            if keep >= len(self._window) or not text.startswith(REPLACEMENT):
-                break
-        del self._window[:-keep]
+        longest = min(len(self._window), MAX_WINDOW // 2)
+        for keep in range(min(CONTEXT, longest), longest + 1):
+            window = self._window[-keep:] if keep else []
+            # It may end inside a character, and all of it be replacements for that.
+            for unfinished in range(min(MAX_UNCERTAIN, keep) + 1):
+                text = self._decode(window[: keep - unfinished])
+                if text and not text.startswith(REPLACEMENT):
+                    self._window = window
+                    self._shown = text if unfinished else text[: len(text) - uncertain]
+                    return
+        self._window = self._window[-CONTEXT:]
+        text = self._decode(self._window)
         self._shown = text[: len(text) - uncertain]

@@ -151,9 +151,8 @@ class Load:
         fields = {
             "prompt": f"Story {number}",
             "max_tokens": 1500,
-            "temperature": 1,
+            "ignore_eos": True,
             "stream": True,
-            "top_k": 50,
         }
         request = self.clients[number].build_request("POST", f"{self.server.url}/v1/completions", json=fields)
         try:
@@ -213,7 +212,7 @@ def _send_until_closed(client: httpx.Client, request: httpx.Request) -> None:
         pass
 
 
-LONG = {"max_tokens": 1000, "temperature": 1, "top_k": 50}
+LONG = {"max_tokens": 1000, "temperature": 1, "ignore_eos": True}
 
 
 @pytest.mark.parametrize(

@@ -129,9 +129,9 @@ class Load:
     def __init__(self, server: RunningServer, count: int) -> None:
         self.server = server
         self.clients = [httpx.Client(timeout=120) for _ in range(count)]
-        self.responses: list[httpx.Response] = []
         self.received = [0] * count
         self.threads = [threading.Thread(target=self._read, args=(number,)) for number in range(count)]
+        self.over = threading.Event()
 
     def __enter__(self) -> Self:
         for thread in self.threads:
@@ -139,8 +139,8 @@ class Load:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for response in self.responses:
-            response.close()
+        # Those that still wait in the queue see it at their first token.
+        self.over.set()
         for thread in self.threads:
             thread.join()
         for client in self.clients:
@@ -148,20 +148,13 @@ class Load:
         self.server.wait_for(lambda health: health["outstanding"] == 0)
 
     def _read(self, number: int) -> None:
-        fields = {
-            "prompt": f"Story {number}",
-            "max_tokens": 1500,
-            "ignore_eos": True,
-            "stream": True,
-        }
-        request = self.clients[number].build_request("POST", f"{self.server.url}/v1/completions", json=fields)
-        try:
-            response = self.clients[number].send(request, stream=True)
-            self.responses.append(response)
+        fields = {"prompt": f"Story {number}", "max_tokens": 1500, "ignore_eos": True, "stream": True}
+        url = f"{self.server.url}/v1/completions"
+        with self.clients[number].stream("POST", url, json=fields) as response:
             for _ in response.iter_lines():
                 self.received[number] += 1
-        except (httpx.HTTPError, httpx.StreamError, OSError):
-            pass
+                if self.over.is_set():
+                    return
 
 
 def test_a_request_past_slots_and_queue_is_refused_at_once_while_the_others_stream(

@@ -49,13 +49,13 @@ def create_chat_completion() -> Response:
         ]
         return template | {"object": "chat.completion", "choices": choices, "usage": usage(stream)}
 
-    def chunk(output: TextOutput) -> list[dict[str, Any]]:
+    def chunk(output: TextOutput) -> dict[str, Any]:
         delta: dict[str, Any] = {} if output.index in begun else {"role": "assistant"}
         begun.add(output.index)
         if output.text or "role" in delta:
             delta["content"] = output.text
         choice = make_choice(output.index, output.tokens, output.finish_reason)
-        return [_chunk([choice | {"delta": delta}], None)]
+        return _chunk([choice | {"delta": delta}], None)
 
     def last() -> dict[str, Any]:
         return _chunk([], usage(stream))

@@ -52,9 +52,9 @@ def create_completion() -> Response:
         ]
         return template | {"choices": choices, "usage": usage(stream)}
 
-    def chunk(output: TextOutput) -> list[dict[str, Any]]:
+    def chunk(output: TextOutput) -> dict[str, Any]:
         choice = make_choice(output.index, output.text, output.tokens, output.finish_reason)
-        return [template | ({"usage": None} if asked.include_usage else {}) | {"choices": [choice]}]
+        return template | ({"usage": None} if asked.include_usage else {}) | {"choices": [choice]}
 
     def last() -> dict[str, Any]:
         return template | {"choices": [], "usage": usage(stream)}

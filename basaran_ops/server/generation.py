@@ -48,7 +48,7 @@ def respond(
     stream: TextStream,
     *,
     whole: Callable[[], dict[str, Any]] | None = None,
-    chunk: Callable[[TextOutput], list[dict[str, Any]]] | None = None,
+    chunk: Callable[[TextOutput], dict[str, Any]] | None = None,
     last: Callable[[], dict[str, Any]] | None = None,
 ) -> Response:
     """A JSON response made by `whole`, or an event stream of `chunk`s and perhaps a `last` one.
@@ -75,13 +75,13 @@ def respond(
 
 def _events(
     stream: TextStream,
-    chunk: Callable[[TextOutput], list[dict[str, Any]]],
+    chunk: Callable[[TextOutput], dict[str, Any]],
     last: Callable[[], dict[str, Any]] | None,
 ) -> Iterator[bytes]:
     try:
         for outputs in stream.outputs(idle=sse.KEEP_ALIVE_SECONDS):
             if outputs:
-                yield b"".join(sse.event(payload) for output in outputs for payload in chunk(output))
+                yield b"".join(sse.event(chunk(output)) for output in outputs)
             else:
                 yield sse.KEEP_ALIVE
         if last is not None:

@@ -30,6 +30,8 @@ class SequenceOutput:
     """One for each new token, where the sequence asks for them."""
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     """The next of the prompt's tokens, in order, the prompt's first token left out: nothing precedes it."""
+    cached_tokens: int = 0
+    """With the first new token: how many of the prompt's tokens an earlier sequence had computed."""
     error: str | None = None
     """Set exactly when finish_reason is "error"."""
 
@@ -50,6 +52,10 @@ class EngineStats:
     """Sequences queued for a slot."""
     cached_tokens: int = 0
     """Tokens of running sequences in the KV cache."""
+    prefix_queries: int = 0
+    """Prompt tokens looked for in what earlier sequences computed, since the engine started."""
+    prefix_hits: int = 0
+    """Of those, tokens that were found."""
     duration: float = 0.0
     """Seconds the last step took."""
 

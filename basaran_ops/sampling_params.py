@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from .errors import InvalidRequest
 
 MAX_SEED = 2**63 - 1
+
+RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(
+    {
+        "temperature": (0, 2),
+        "top_p": (0, 1),
+        "min_p": (0, 1),
+        "presence_penalty": (-2, 2),
+        "frequency_penalty": (-2, 2),
+        "repetition_penalty": (0.01, 10),
+    }
+)
+"""Least and largest value of each parameter that is a real number, both allowed."""
+
+MAX_BIAS = 100
 
 GREEDY_TEMPERATURE = 1e-4
 """A lower temperature is greedy: logits divided by it may leave the range of float32."""
@@ -51,11 +66,10 @@ class SamplingParams:
     """Score the prompt's tokens too. Needs logprobs."""
 
     def __post_init__(self) -> None:
+        for name, (low, high) in RANGES.items():
+            _require(low <= getattr(self, name) <= high, name, f"must be between {low:g} and {high:g}")
         _require(self.max_tokens >= 0, "max_tokens", "must be at least 0")
-        _require(0 <= self.temperature <= 2, "temperature", "must be between 0 and 2")
-        _require(0 <= self.top_p <= 1, "top_p", "must be between 0 and 1")
         _require(self.top_k >= 0, "top_k", "must be at least 0 (0 keeps every token)")
-        _require(0 <= self.min_p <= 1, "min_p", "must be between 0 and 1")
         _require(self.n >= 1, "n", "must be at least 1")
         _require(
             self.seed is None or -MAX_SEED - 1 <= self.seed <= MAX_SEED,
@@ -65,13 +79,12 @@ class SamplingParams:
         _require(all(self.stop), "stop", "must not hold an empty string")
         _require(self.min_tokens >= 0, "min_tokens", "must be at least 0")
         _require(self.min_tokens <= self.max_tokens, "min_tokens", "must be at most max_tokens")
-        _require(-2 <= self.presence_penalty <= 2, "presence_penalty", "must be between -2 and 2")
-        _require(-2 <= self.frequency_penalty <= 2, "frequency_penalty", "must be between -2 and 2")
-        _require(0.01 <= self.repetition_penalty <= 10, "repetition_penalty", "must be between 0.01 and 10")
-        biases = [bias for _, bias in self.logit_bias]
-        _require(all(-100 <= bias <= 100 for bias in biases), "logit_bias", "must be between -100 and 100")
+        _require(
+            all(abs(bias) <= MAX_BIAS for _, bias in self.logit_bias),
+            "logit_bias",
+            f"must be between -{MAX_BIAS} and {MAX_BIAS}",
+        )
         _require(self.logprobs is None or self.logprobs >= 0, "logprobs", "must be at least 0")
-        _require(math.isfinite(self.temperature), "temperature", "must be a finite number")
 
     @property
     def greedy(self) -> bool:

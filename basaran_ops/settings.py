@@ -17,6 +17,9 @@ RETIRED = {
 }
 """Basaran's names that have no effect here, and why."""
 
+DEFAULT_MODEL_NAME = "SmolLM2-135M-Instruct"
+"""What is served where MODEL is empty."""
+
 HEADROOM = 16
 """Request threads beyond slots and queue: health checks, refusals, requests that are being parsed."""
 
@@ -38,7 +41,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     # The model
-    model: str = Field("", description="Hub id, directory or .gguf file. Empty: SmolLM2-135M-Instruct.")
+    model: str = Field("", description=f"Hub id, directory or .gguf file. Empty: {DEFAULT_MODEL_NAME}.")
     model_revision: str = Field("", description="Branch, tag or commit of a hub id.")
     model_cache_dir: str = Field("", description="Where downloads and conversions are kept.")
     model_local_files_only: bool = Field(False, description="Never download.")
@@ -63,6 +66,9 @@ class Settings(BaseModel):
     )
     engine_token_budget: Positive = Field(
         512, description="Tokens of one step; a longer prompt is read in chunks."
+    )
+    engine_prefix_cache: bool = Field(
+        True, description="Keep what finished sequences computed, for prompts that begin alike."
     )
     engine_replicas: Positive = Field(1, description="Engines, each on its own device.")
     engine_device: str = Field("auto", description="auto, cpu, cuda or mps.")
@@ -152,6 +158,11 @@ class Settings(BaseModel):
         if faults:
             raise ValueError("\n".join(faults))
         return self
+
+    @property
+    def served_name(self) -> str:
+        """The model's name in the API."""
+        return self.server_model_name or self.model or DEFAULT_MODEL_NAME
 
     @property
     def capacity(self) -> int:

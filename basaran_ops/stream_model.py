@@ -112,25 +112,36 @@ class StreamModel:
                 )
 
     def generate(
-        self, prompts: Sequence[Prompt], params: SamplingParams, *, echo: bool = False, fit: bool = False
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams,
+        *,
+        suffix: str = "",
+        echo: bool = False,
+        fit: bool = False,
     ) -> TextStream:
         """Start generating `params.n` choices for each prompt; choice j of prompt i has index i * n + j.
 
-        With `echo` each choice's text begins with its prompt; with `fit` max_tokens shrinks to what the
-        prompt leaves of the context. Raises InvalidRequest, ContextLengthExceeded, Overloaded or NotReady
+        With `suffix` the text between prompt and suffix is generated; with `echo` each choice's text begins
+        with its prompt; with `fit` max_tokens shrinks to what the prompt leaves of the context. Raises
+        InvalidRequest, ContextLengthExceeded, Overloaded or NotReady
         before anything is generated.
         """
         loaded = self._ready()
         self.check_token_ids("logit_bias", (token for token, _ in params.logit_bias))
         self.check_token_ids("stop_token_ids", params.stop_token_ids)
         params = replace(params, prompt_logprobs=echo and params.logprobs is not None)
+        if suffix and loaded.tokenizer.infilling is not None:
+            ends = () if params.ignore_eos else loaded.tokenizer.infilling.ends
+            params = replace(params, stop_token_ids=params.stop_token_ids + ends)
         choices, prompt_tokens = [], 0
         for prompt in prompts:
             if not isinstance(prompt, str):
                 self.check_token_ids("prompt", prompt or ())
-            ids, own = _encode(loaded, prompt, params, fit=fit)
+            ids = _encode(loaded.tokenizer, prompt, suffix)
+            own = _fitted(loaded.info.context_length, ids, params, fit=fit)
             prompt_tokens += len(ids)
-            text = _prompt_text(loaded.tokenizer, prompt, ids)
+            text = prompt if isinstance(prompt, str) else loaded.tokenizer.decode(prompt or ())
             choices += [
                 _Choice(SequenceWork(ids, own, own.seed_of(number)), loaded.tokenizer, text, echo=echo)
                 for number in range(params.n)
@@ -153,6 +164,8 @@ class Usage:
     """Tokens of one request so far."""
 
     prompt_tokens: int
+    cached_tokens: int = field(default=0)
+    """Prompt tokens that an earlier sequence had computed; a prompt counts once, by its first choice."""
     completion_tokens: int = field(default=0)
 
 
@@ -202,6 +215,8 @@ class TextStream:
             return None
         output = event.output
         self.usage.completion_tokens += len(output.token_ids)
+        if event.index % choice.work.params.n == 0:
+            self.usage.cached_tokens += output.cached_tokens
         choice.score_prompt(output.prompt_logprobs)
         ended_by_token = output.finish_reason == "stop"
         for position, token in enumerate(output.token_ids):
@@ -322,33 +337,35 @@ class _Choice:
         self._offset = token.end
 
 
-def _prompt_text(tokenizer: Tokenizer, prompt: Prompt, ids: Sequence[int]) -> str:
-    return prompt if isinstance(prompt, str) else tokenizer.decode(ids)
-
-
-def _encode(
-    loaded: _Loaded, prompt: Prompt, params: SamplingParams, *, fit: bool
-) -> tuple[tuple[int, ...], SamplingParams]:
-    """Token ids of one prompt, checked against the context, and its parameters."""
-    info, tokenizer = loaded.info, loaded.tokenizer
-    ids = tuple(tokenizer.encode(prompt)) if isinstance(prompt, str) else tuple(prompt or ())
-    if not ids:
+def _encode(tokenizer: Tokenizer, prompt: Prompt, suffix: str) -> tuple[int, ...]:
+    """Token ids of one prompt, never none."""
+    if suffix:
         try:
-            ids = (tokenizer.prompt_start(),)
+            return tuple(tokenizer.encode_infilling("" if prompt is None else prompt, suffix))
         except ValueError as error:
-            raise InvalidRequest(f"prompt must not be empty: {error}", param="prompt") from None
-    limit = info.context_length
+            raise InvalidRequest(str(error), param="suffix", code="unsupported_parameter") from None
+    ids = tuple(tokenizer.encode(prompt)) if isinstance(prompt, str) else tuple(prompt or ())
+    if ids:
+        return ids
+    try:
+        return (tokenizer.prompt_start(),)
+    except ValueError as error:
+        raise InvalidRequest(f"prompt must not be empty: {error}", param="prompt") from None
+
+
+def _fitted(limit: int, ids: Sequence[int], params: SamplingParams, *, fit: bool) -> SamplingParams:
+    """The parameters of a prompt that fits the context. Raises ContextLengthExceeded if it does not."""
     if len(ids) >= limit and (params.max_tokens or len(ids) > limit):
         raise ContextLengthExceeded(
             limit, f"your prompt has {len(ids)} tokens. Please shorten it.", param="prompt"
         )
-    if fit and len(ids) + params.max_tokens > limit:
-        return ids, replace(params, max_tokens=limit - len(ids))
-    if len(ids) + params.max_tokens > limit:
-        raise ContextLengthExceeded(
-            limit,
-            f"you requested {len(ids) + params.max_tokens} tokens ({len(ids)} in the prompt, "
-            f"{params.max_tokens} in the completion). Please shorten the prompt or lower max_tokens.",
-            param="max_tokens",
-        )
-    return ids, params
+    if len(ids) + params.max_tokens <= limit:
+        return params
+    if fit:
+        return replace(params, max_tokens=limit - len(ids))
+    raise ContextLengthExceeded(
+        limit,
+        f"you requested {len(ids) + params.max_tokens} tokens ({len(ids)} in the prompt, "
+        f"{params.max_tokens} in the completion). Please shorten the prompt or lower max_tokens.",
+        param="max_tokens",
+    )

@@ -80,14 +80,14 @@ def tiny_model(name: str, *, eos: int | None = None, **changes: object) -> PreTr
     return model
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """256 bytes, two special tokens and a few merges: any text survives a round trip."""
+def tiny_tokenizer(special: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
+    """256 bytes, two special tokens, those given, and a few merges: any text survives a round trip."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB,
-        special_tokens=["<|end|>", "<|begin|>"],
+        special_tokens=["<|end|>", "<|begin|>", *special],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -101,10 +101,17 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def save_tiny(directory: Path, name: str = "llama", *, eos: int | None = EOS, **changes: object) -> Path:
+def save_tiny(
+    directory: Path,
+    name: str = "llama",
+    *,
+    eos: int | None = EOS,
+    special: tuple[str, ...] = (),
+    **changes: object,
+) -> Path:
     """A directory that MODEL can name."""
     tiny_model(name, eos=eos, **changes).save_pretrained(directory)
-    tiny_tokenizer().save_pretrained(directory)
+    tiny_tokenizer(special).save_pretrained(directory)
     return directory
 
 

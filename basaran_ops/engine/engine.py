@@ -50,6 +50,8 @@ class Engine:
             running=len(self._scheduler.running),
             waiting=len(self._scheduler.waiting),
             cached_tokens=self._scheduler.cached_tokens,
+            prefix_queries=self._scheduler.cache.queries,
+            prefix_hits=self._scheduler.cache.hits,
             duration=time.perf_counter() - started,
         )
         return outputs

@@ -56,6 +56,12 @@ class SlotKVCache:
         self.keys[layer][slots, :, positions] = key
         self.values[layer][slots, :, positions] = value
 
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Give slot `target` the first `length` tokens of slot `source`."""
+        for tensors in (self.keys, self.values):
+            for tensor in tensors.values():
+                tensor[target, :, :length] = tensor[source, :, :length]
+
 
 def bytes_per_token(shapes: dict[int, LayerShape]) -> int:
     """Cache bytes of one token over all layers."""

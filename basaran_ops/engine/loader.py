@@ -55,6 +55,7 @@ def load_engine(checkpoint: Checkpoint, settings: Settings) -> tuple[Engine, Mod
         token_budget=settings.engine_token_budget,
         context_length=runner.context_length,
         eos_token_ids=eos,
+        prefix_cache=settings.engine_prefix_cache,
     )
     info = ModelInfo(
         tokenizer_path=str(checkpoint.tokenizer_path),

@@ -71,6 +71,9 @@ class PackedRunner:
         """Logits [rows, vocab], float32: each chunk's last `logit_rows` tokens, chunk by chunk."""
         ids = [token for chunk in batch.chunks for token in chunk.token_ids]
         with torch.inference_mode(), self._planned(batch) as plan:
+            assert self._attention.cache is not None
+            for copy in batch.copies:
+                self._attention.cache.copy(copy.source, copy.target, copy.length)
             output = self._model(
                 input_ids=torch.tensor([ids], device=self._device),
                 position_ids=plan.write_positions[None],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 from collections import deque
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Seq
@@ -10,6 +9,7 @@ from types import MappingProxyType
 
 from ..outputs import FinishReason, SequenceOutput
 from .logprobs import NO_SCORES, Scores
+from .prefix_cache import PrefixCache
 from .sequence import Batch, Chunk, Sequence
 
 SCORED_TOKENS = 128
@@ -20,14 +20,20 @@ for 256,000. A long prompt's scores never take more."""
 class Scheduler:
     """First come, first served, within a token budget per step.
 
-    Owns `waiting`, `running` and the free slots; only `schedule`, `update`, `add` and `cancel` change them.
-    Every running sequence that decodes takes part in every step. What is left of the budget goes to
-    prompts, in order of arrival, in chunks: a long prompt never stalls the running streams for longer
-    than a step of `token_budget` tokens.
+    Owns `waiting`, `running` and, through `cache`, the slots; only `schedule`, `update`, `add` and `cancel`
+    change them. Every running sequence that decodes takes part in every step. What is left of the budget
+    goes to prompts, in order of arrival, in chunks: a long prompt never stalls the running streams for
+    longer than a step of `token_budget` tokens.
     """
 
     def __init__(
-        self, *, slots: int, token_budget: int, context_length: int, eos_token_ids: Iterable[int]
+        self,
+        *,
+        slots: int,
+        token_budget: int,
+        context_length: int,
+        eos_token_ids: Iterable[int],
+        prefix_cache: bool = True,
     ) -> None:
         if token_budget < slots:
             raise ValueError(
@@ -39,7 +45,7 @@ class Scheduler:
         self.eos_token_ids = frozenset(eos_token_ids)
         self.waiting: deque[Sequence] = deque()
         self.running: dict[int, Sequence] = {}
-        self._free_slots = list(range(slots))
+        self.cache = PrefixCache(slots, enabled=prefix_cache)
 
     def __repr__(self) -> str:
         return f"<Scheduler running={len(self.running)} waiting={len(self.waiting)} slots={self.slots}>"
@@ -87,13 +93,13 @@ class Scheduler:
         scores = SCORED_TOKENS
         for sequence in sequences:
             room = min(budget, scores) if sequence.scores_prompt else budget
-            if sequence.num_pending > 1 and room > 0:
+            if sequence.num_pending > 1 and room > 0 and self.cache.catch_up(sequence):
                 chunk = _chunk(sequence, min(sequence.num_pending, room))
                 budget -= chunk.length
                 scores -= chunk.length if chunk.scored else 0
                 prefill.append(chunk)
         decoding.sort(key=lambda chunk: chunk.slot)
-        return Batch(tuple(decoding), tuple(prefill))
+        return Batch(tuple(decoding), tuple(prefill), self.cache.take_copies())
 
     def update(
         self, batch: Batch, sampled: Seq[int], scores: Mapping[int, Scores] = MappingProxyType({})
@@ -115,19 +121,19 @@ class Scheduler:
             reason = self._finish_reason(sequence, new)
             if reason is not None:
                 self._release(sequence)
-            outputs.append(SequenceOutput(sequence.id, new, reason, score.new, score.prompt))
+            cached = sequence.num_cached if sequence.num_output == 1 else 0
+            outputs.append(SequenceOutput(sequence.id, new, reason, score.new, score.prompt, cached))
         return outputs
 
     def check_idle(self) -> None:
         """Raise RuntimeError if a slot is missing although nothing runs: a leak."""
-        if not self.has_work and len(self._free_slots) != self.slots:
-            raise RuntimeError(f"{self.slots - len(self._free_slots)} slots leaked")
+        if not self.has_work and len(self.cache.slots.free) != self.slots:
+            raise RuntimeError(f"{self.slots - len(self.cache.slots.free)} slots leaked")
 
     def _admit(self) -> None:
-        while self.waiting and self._free_slots:
+        while self.waiting and self.cache.slots.free:
             sequence = self.waiting.popleft()
-            # The lowest slot: decode rows stay neighbours, so attention covers them in few calls.
-            sequence.slot = heapq.heappop(self._free_slots)
+            self.cache.place(sequence, self.running.values())
             self.running[sequence.id] = sequence
 
     def _finish_reason(self, sequence: Sequence, new: tuple[int, ...]) -> FinishReason | None:
@@ -140,9 +146,7 @@ class Scheduler:
 
     def _release(self, sequence: Sequence) -> None:
         del self.running[sequence.id]
-        assert sequence.slot is not None
-        heapq.heappush(self._free_slots, sequence.slot)
-        sequence.slot = None
+        self.cache.release(sequence)
 
 
 def _chunk(sequence: Sequence, length: int) -> Chunk:

@@ -15,7 +15,19 @@ class Sequence:
     A sequence waits, holds a slot from admission to its end, and ends once.
     """
 
-    __slots__ = ("counts", "id", "num_computed", "params", "prompt_length", "random", "slot", "tokens")
+    __slots__ = (
+        "counts",
+        "id",
+        "leader",
+        "num_cached",
+        "num_computed",
+        "params",
+        "prompt_length",
+        "random",
+        "shared",
+        "slot",
+        "tokens",
+    )
 
     def __init__(
         self, sequence_id: int, prompt_ids: tuple[int, ...], params: SamplingParams, seed: int | None
@@ -27,6 +39,12 @@ class Sequence:
         """Prompt, then output."""
         self.num_computed = 0
         """Leading tokens whose keys and values are in the cache."""
+        self.num_cached = 0
+        """Leading tokens that it did not have to compute."""
+        self.leader: Sequence | None = None
+        """A running sequence that begins alike and is computing what this one waits for."""
+        self.shared = 0
+        """How many leading tokens are the leader's too."""
         self.slot: int | None = None
         # Random takes a negative seed for its absolute value, and seeds must differ.
         self.random = Random(None if seed is None else seed % 2**64)  # noqa: S311 - reproducible on purpose
@@ -38,6 +56,11 @@ class Sequence:
     def num_pending(self) -> int:
         """Tokens that must pass through the model before the next one can be sampled; 1 when decoding."""
         return len(self.tokens) - self.num_computed
+
+    @property
+    def shareable(self) -> list[int]:
+        """The prompt but for its last token, whose logits are wanted and must be computed."""
+        return self.tokens[: self.prompt_length - 1]
 
     @property
     def num_output(self) -> int:
@@ -93,12 +116,23 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
+class Copy:
+    """Leading tokens of one slot that another one is to have too."""
+
+    source: int
+    target: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """One step's work. Its tokens are packed in this order: decoding chunks, then prefill chunks."""
 
     decoding: tuple[Chunk, ...]
     """One token each, sorted by slot."""
     prefill: tuple[Chunk, ...]
+    copies: tuple[Copy, ...] = ()
+    """To be made before anything is computed, in this order."""
 
     @property
     def chunks(self) -> tuple[Chunk, ...]:

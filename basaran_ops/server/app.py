@@ -27,8 +27,6 @@ from .service import EXTENSION, Service
 
 log = logging.getLogger(__name__)
 
-DEFAULT_MODEL_NAME = "SmolLM2-135M-Instruct"
-
 
 def create_app(service: Service) -> Flask:
     """The WSGI app over a model that may still be loading."""
@@ -78,9 +76,8 @@ def start_service(settings: Settings, on_fatal: Callable[[ModelLoadError], None]
     )
     model.attach(pool)
     pool.start()
-    name = settings.server_model_name or settings.model or DEFAULT_MODEL_NAME
     bodies = BodyReader(settings.server_max_body, settings.server_body_timeout)
-    return Service(settings, model, name, DepartureMonitor(), bodies)
+    return Service(settings, model, settings.served_name, DepartureMonitor(), bodies)
 
 
 def _chat_template(settings: Settings) -> str | None:

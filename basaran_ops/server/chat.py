@@ -9,9 +9,9 @@ from typing import Any
 
 from flask import Blueprint, Response, request
 
-from ..errors import ContextLengthExceeded, InvalidRequest
+from ..errors import ContextLengthExceeded
 from ..stream_model import TextOutput, TextToken
-from ..text.chat_template import ChatTemplateMissing
+from .conversation import encode
 from .generation import collect, respond, usage
 from .logprobs import chat_logprobs
 from .protocol import ChatRequest
@@ -26,7 +26,7 @@ def create_chat_completion() -> Response:
     settings = service().settings
     asked = ChatRequest.parse(service().bodies.read(request), settings)
     service().check_model(asked.model)
-    prompt = _encode(asked)
+    prompt = encode(asked.messages, asked)
     stream = service().model.generate([prompt], asked.sampling_params(_max_tokens(asked, prompt)))
     template: dict[str, Any] = {
         "id": f"chatcmpl-{secrets.token_hex(12)}",
@@ -67,24 +67,6 @@ def create_chat_completion() -> Response:
     if asked.stream:
         return respond(stream, chunk=chunk, last=last if asked.include_usage else None)
     return respond(stream, whole=whole)
-
-
-def _encode(asked: ChatRequest) -> list[int]:
-    """The conversation's token ids. Raises InvalidRequest if the template cannot render it."""
-    prompt_wanted = asked.add_generation_prompt
-    try:
-        return service().model.chat_template.encode(
-            [message.for_template() for message in asked.messages],
-            add_generation_prompt=not asked.continue_final_message
-            if prompt_wanted is None
-            else prompt_wanted,
-            continue_final_message=asked.continue_final_message,
-            variables=asked.chat_template_kwargs,
-        )
-    except ChatTemplateMissing as error:
-        raise InvalidRequest(str(error), param="messages", code="chat_template_missing") from None
-    except ValueError as error:
-        raise InvalidRequest(str(error), param="messages") from None
 
 
 def _max_tokens(asked: ChatRequest, prompt: list[int]) -> int:

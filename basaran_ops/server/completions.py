@@ -25,11 +25,13 @@ def create_completion() -> Response:
     body = service().bodies.read(request)
     if request.method == "GET" and not body:
         body = b"{}"
-    asked = CompletionRequest.parse(body, request.args.to_dict(flat=False), settings)
+    asked = CompletionRequest.parse(body, settings, request.args.to_dict(flat=False))
     service().check_model(asked.model)
     params = asked.sampling_params(settings)
     # A limit that was not asked for must not be the reason for a refusal.
-    stream = service().model.generate(asked.prompt, params, echo=asked.echo, fit=asked.max_tokens is None)
+    stream = service().model.generate(
+        asked.prompt, params, suffix=asked.suffix or "", echo=asked.echo, fit=asked.max_tokens is None
+    )
     template: dict[str, Any] = {
         "id": f"cmpl-{secrets.token_hex(12)}",
         "object": "text_completion",

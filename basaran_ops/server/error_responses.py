@@ -37,6 +37,9 @@ def _expected(error: BasaranError) -> Response:
     retry_after = getattr(error, "retry_after", None)
     if retry_after is not None:
         response.headers["Retry-After"] = str(retry_after)
+    if error.status == 401:
+        # RFC 9110, section 11.6.1: a 401 says how to authenticate.
+        response.headers["WWW-Authenticate"] = "Bearer"
     return response
 
 

@@ -103,4 +103,5 @@ def usage(stream: TextStream) -> dict[str, Any]:
         "prompt_tokens": count.prompt_tokens,
         "completion_tokens": count.completion_tokens,
         "total_tokens": count.prompt_tokens + count.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": count.cached_tokens},
     }

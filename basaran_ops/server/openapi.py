@@ -16,7 +16,7 @@ blueprint = Blueprint("openapi", __name__)
 REQUESTS: dict[str, tuple[type[BaseModel], str, tuple[str, ...]]] = {
     "/v1/completions": (CompletionRequest, "Complete one or more prompts", ("Completion", "CompletionChunk")),
     "/v1/chat/completions": (ChatRequest, "Answer a conversation", ("ChatCompletion", "ChatCompletionChunk")),
-    "/tokenize": (TokenizeRequest, "Token ids of a text", ("Tokens",)),
+    "/tokenize": (TokenizeRequest, "Token ids of a text or a conversation", ("Tokens",)),
     "/detokenize": (DetokenizeRequest, "Text of token ids", ("Text",)),
 }
 """Path: its body, what it does, what it answers: whole and, where there is one, streamed."""
@@ -71,7 +71,9 @@ def _nullable(schema: dict[str, Any]) -> dict[str, Any]:
     """Every optional field may be null, which means its default."""
     required = schema.get("required", [])
     properties = {
-        name: field if name in required or "type" not in field else field | {"type": [field["type"], "null"]}
+        name: field
+        if name in required or field.get("type", "null") == "null"
+        else field | {"type": [field["type"], "null"]}
         for name, field in schema.get("properties", {}).items()
     }
     return schema | {"properties": properties}
@@ -123,7 +125,12 @@ STRING, INTEGER, NUMBER, BOOLEAN = ({"type": name} for name in ("string", "integ
 MAYBE_STRING: dict[str, Any] = {"type": ["string", "null"]}
 MAYBE_INTEGER: dict[str, Any] = {"type": ["integer", "null"]}
 REASON = {"enum": ["stop", "length", None]}
-USAGE = _object(prompt_tokens=INTEGER, completion_tokens=INTEGER, total_tokens=INTEGER)
+USAGE = _object(
+    prompt_tokens=INTEGER,
+    completion_tokens=INTEGER,
+    total_tokens=INTEGER,
+    prompt_tokens_details=_object(cached_tokens=INTEGER),
+)
 MAYBE_USAGE = {"anyOf": [USAGE, {"type": "null"}]}
 MODEL = _object(
     id=STRING, object={"const": "model"}, created=INTEGER, owned_by=STRING, max_model_len=MAYBE_INTEGER

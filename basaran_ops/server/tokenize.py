@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flask import Blueprint, Response, jsonify, request
 
+from .conversation import encode
 from .protocol import DetokenizeRequest, TokenizeRequest
 from .service import service
 
@@ -12,10 +13,11 @@ blueprint = Blueprint("tokenize", __name__)
 
 @blueprint.post("/tokenize")
 def tokenize() -> Response:
-    """Token ids of a prompt."""
-    asked = TokenizeRequest.read(service().bodies.read(request), {})
+    """Token ids of a prompt, or of a conversation as the chat template renders it."""
+    asked = TokenizeRequest.parse(service().bodies.read(request), service().settings)
+    service().check_model(asked.model)
+    ids = _encode(asked)
     model = service().model
-    ids = model.tokenizer.encode(asked.prompt, add_special_tokens=asked.add_special_tokens)
     info = model.info
     return jsonify(
         tokens=ids,
@@ -25,10 +27,20 @@ def tokenize() -> Response:
     )
 
 
+def _encode(asked: TokenizeRequest) -> list[int]:
+    if asked.messages is not None:
+        return encode(asked.messages, asked)
+    assert asked.prompt is not None, "one of the two is given"
+    return service().model.tokenizer.encode(
+        asked.prompt, add_special_tokens=asked.add_special_tokens is not False
+    )
+
+
 @blueprint.post("/detokenize")
 def detokenize() -> Response:
     """Text of token ids."""
-    asked = DetokenizeRequest.read(service().bodies.read(request), {})
+    asked = DetokenizeRequest.parse(service().bodies.read(request), service().settings)
+    service().check_model(asked.model)
     service().model.check_token_ids("tokens", asked.tokens)
     return jsonify(prompt=service().model.tokenizer.decode(asked.tokens))
 

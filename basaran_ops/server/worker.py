@@ -20,6 +20,7 @@ import selectors
 import socket
 import sys
 import time
+import uuid
 from collections import deque
 from contextlib import suppress
 from functools import partial
@@ -265,6 +266,6 @@ def write_error(client: socket.socket, status: int, reason: str, message: str) -
     body = json.dumps({"error": error}).encode()
     head = (
         f"HTTP/1.1 {status} {reason}\r\nConnection: close\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n"
+        f"x-request-id: {uuid.uuid4().hex}\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     util.write_nonblock(client, head.encode("latin-1") + body)

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from ..errors import ModelLoadError
+from .infilling import Infilling
 
 
 class Tokenizer:
@@ -34,6 +35,8 @@ class Tokenizer:
         # One entry a token of the vocabulary at most; the same text whoever writes it.
         self._token_texts: dict[int, str] = {}
         self.eos_token_id: int | None = tokenizer.eos_token_id
+        self.infilling = Infilling.of(tokenizer.get_vocab())
+        """None for a model that cannot fill in the middle."""
 
     @classmethod
     def load(cls, path: str, *, trust_remote_code: bool = False) -> Tokenizer:
@@ -55,6 +58,18 @@ class Tokenizer:
             return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
         with self._lock:
             return list(self.hf.encode(text, add_special_tokens=add_special_tokens))
+
+    def encode_infilling(self, before: str | Sequence[int], after: str) -> list[int]:
+        """Token ids that ask for the text between two others.
+
+        Raises ValueError for a model that was not trained to fill in the middle.
+        """
+        if self.infilling is None:
+            raise ValueError("the model cannot fill in the middle: its vocabulary has no tokens for it")
+        start = self.encode("") if isinstance(before, str) else []
+        if isinstance(before, str):
+            before = self.encode(before, add_special_tokens=False)
+        return self.infilling.prompt(start, before, self.encode(after, add_special_tokens=False))
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of token ids, without special tokens; an incomplete character becomes U+FFFD."""

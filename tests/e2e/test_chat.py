@@ -170,6 +170,9 @@ def test_the_operators_template_goes_before_the_models(tiny_path: Path, tmp_path
             return count
 
         assert tokens() == len("u:x;")
+        asked = {"messages": [{"role": "user", "content": "x"}], "return_token_strs": True}
+        told = server.http.post("/tokenize", json=asked).json()
+        assert (told["count"], "".join(told["token_strs"])) == (len("u:x;"), "u:x;")
         assert tokens(chat_template_kwargs={"suffix": "!!"}) == len("u:x!!;")
         for name in ("tokenize", "return_tensors", "truncation", "tools", "documents", "chat_template"):
             bad = server.http.post(

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from basaran_ops.engine import prefix_cache as prefix_cache_module
 from basaran_ops.engine.scheduler import Scheduler
-from basaran_ops.engine.sequence import Sequence
+from basaran_ops.engine.sequence import Batch, Sequence
 from basaran_ops.sampling_params import SamplingParams
 
 
@@ -90,16 +91,42 @@ def test_a_cancelled_sequence_ends_once_and_frees_its_slot() -> None:
 
 def test_a_leaked_slot_is_noticed() -> None:
     s = scheduler()
-    s._free_slots.pop()
+    s.cache.slots.take(3)
     with pytest.raises(RuntimeError, match="1 slots leaked"):
         s.check_idle()
 
 
-@settings(max_examples=200)
+class SlotContents:
+    """What a KV cache would hold after the same copies and writes: tokens instead of keys and values."""
+
+    def __init__(self, slots: int) -> None:
+        self.tokens: list[list[int]] = [[] for _ in range(slots)]
+
+    def run(self, batch: Batch) -> None:
+        for copy in batch.copies:
+            held = self.tokens[copy.source][: copy.length]
+            assert len(held) == copy.length, "a copy of what was never computed"
+            self.tokens[copy.target][: copy.length] = held
+        for chunk in batch.chunks:
+            held = self.tokens[chunk.slot]
+            wanted = chunk.sequence.tokens
+            assert held[: chunk.start] == wanted[: chunk.start], "computed behind another sequence's tokens"
+            held[chunk.start : chunk.end] = wanted[chunk.start : chunk.end]
+
+
+@pytest.mark.parametrize("prefix_cache", [True, False])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.data())
-def test_slots_are_conserved_and_every_sequence_ends_once(data: st.DataObject) -> None:
+def test_slots_are_conserved_and_every_sequence_ends_once_on_its_own_tokens(
+    monkeypatch: pytest.MonkeyPatch, prefix_cache: bool, data: st.DataObject
+) -> None:
+    monkeypatch.setattr(prefix_cache_module, "LEAST_SHARED", 2)
     slots = data.draw(st.integers(1, 5))
-    s = scheduler(slots=slots, token_budget=data.draw(st.integers(slots, 12)), context_length=16)
+    budget = data.draw(st.integers(slots, 12))
+    s = Scheduler(
+        slots=slots, token_budget=budget, context_length=16, eos_token_ids=[99], prefix_cache=prefix_cache
+    )
+    contents = SlotContents(slots)
     ended: list[int] = []
     lengths: dict[int, tuple[int, int]] = {}
     tokens: dict[int, int] = {}
@@ -107,8 +134,10 @@ def test_slots_are_conserved_and_every_sequence_ends_once(data: st.DataObject) -
     while added < 12 or s.has_work:
         action = data.draw(st.sampled_from(["add", "step", "step", "cancel"]))
         if action == "add" and added < 12:
-            lengths[added] = data.draw(st.tuples(st.integers(1, 15), st.integers(1, 8)))
-            s.add(sequence(added, *lengths[added]))
+            # Two tokens only, so that many prompts begin alike.
+            prompt = data.draw(st.lists(st.integers(1, 2), min_size=1, max_size=15))
+            lengths[added] = len(prompt), data.draw(st.integers(1, 8))
+            s.add(Sequence(added, tuple(prompt), SamplingParams(max_tokens=lengths[added][1]), None))
             added += 1
         elif action == "cancel" and added:
             output = s.cancel(data.draw(st.integers(0, added - 1)))
@@ -116,15 +145,17 @@ def test_slots_are_conserved_and_every_sequence_ends_once(data: st.DataObject) -
         elif s.has_work:
             batch = s.schedule()
             assert batch.chunks, "work, and an empty batch"
-            drawn = [data.draw(st.sampled_from([7, 7, 7, 99])) for _ in batch.sampling]
+            contents.run(batch)
+            drawn = [data.draw(st.sampled_from([1, 2, 7, 99])) for _ in batch.sampling]
             for output in s.update(batch, drawn):
                 assert output.sequence_id not in ended, "a token after the end"
                 tokens[output.sequence_id] = tokens.get(output.sequence_id, 0) + 1
                 ended += [output.sequence_id] if output.finish_reason else []
         taken = [q.slot for q in s.running.values()]
-        assert sorted([*taken, *s._free_slots]) == list(range(slots)), "slots are not conserved"
+        assert sorted([*taken, *s.cache.slots.free]) == list(range(slots)), "slots are not conserved"
     s.check_idle()
     assert sorted(ended) == list(range(12))
     for number, count in tokens.items():
         length, limit = lengths[number]
         assert count <= min(limit, 16 - length)
+    assert prefix_cache or s.cache.hits == 0

@@ -58,6 +58,7 @@ def test_anything_else_is_401(server: RunningServer, headers: dict[str, str]) ->
         server.http.post("/v1/completions", headers=sent, json={"prompt": "x"}),
     ):
         assert error(response, 401)["code"] == "invalid_api_key"
+        assert response.headers["www-authenticate"] == "Bearer"
 
 
 def test_health_needs_no_key(server: RunningServer) -> None:

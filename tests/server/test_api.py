@@ -109,6 +109,21 @@ def test_choices_are_numbered_by_prompt_and_n(tiny_server: RunningServer) -> Non
     assert body["usage"]["prompt_tokens"] == one + other
 
 
+def test_tokens_computed_before_are_counted_as_cached(tiny_server: RunningServer) -> None:
+    prompt = [9, 8, 7] * 20
+
+    def usage(**fields: Any) -> dict[str, Any]:
+        used: dict[str, Any] = tiny_server.complete(prompt=prompt, max_tokens=2, **fields).json()["usage"]
+        return used
+
+    first, second = usage(), usage()
+    assert first["prompt_tokens_details"] == {"cached_tokens": 0}
+    assert second["prompt_tokens_details"] == {"cached_tokens": 59}
+    assert second["prompt_tokens"] == 60
+    assert usage(n=3)["prompt_tokens_details"] == {"cached_tokens": 59}, "a prompt counts once"
+    assert usage(echo=True, logprobs=0)["prompt_tokens_details"] == {"cached_tokens": 0}
+
+
 def test_n_choices_at_temperature_0_are_alike(tiny_server: RunningServer) -> None:
     choices = tiny_server.complete(prompt="the", n=3, temperature=0).json()["choices"]
     assert len({choice["text"] for choice in choices}) == 1

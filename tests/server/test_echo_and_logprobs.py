@@ -185,10 +185,17 @@ def test_tokens_survive_a_round_trip_through_the_tokenizer_endpoints(tiny_server
     assert (info["eos_token"], info["bos_token"]) == ("<|end|>", "<|begin|>")
 
 
+MESSAGES = [{"role": "user", "content": "x"}]
+
+
 @pytest.mark.parametrize(
     ("path", "body", "param"),
     [
         ("/tokenize", {}, "prompt"),
+        ("/tokenize", {"prompt": "x", "messages": MESSAGES}, "prompt"),
+        ("/tokenize", {"messages": []}, "messages"),
+        ("/tokenize", {"messages": MESSAGES, "add_special_tokens": True}, "add_special_tokens"),
+        ("/tokenize", {"messages": MESSAGES}, "messages"),
         ("/tokenize", {"prompt": 5}, "prompt"),
         ("/detokenize", {"tokens": "x"}, "tokens"),
         ("/detokenize", {"tokens": [320]}, "tokens"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from typing import Any
 
@@ -15,7 +16,7 @@ def parse(
     body: object = None, /, query: dict[str, list[str]] | None = None, **fields: object
 ) -> CompletionRequest:
     raw = body if isinstance(body, bytes) else json.dumps(fields if body is None else body).encode()
-    return CompletionRequest.parse(raw, query or {}, Settings())
+    return CompletionRequest.parse(raw, Settings(), query)
 
 
 def refused(*args: Any, **fields: Any) -> InvalidRequest:
@@ -107,6 +108,14 @@ def test_unpaired_surrogates_are_refused() -> None:
         ("repetition_penalty", "1"),
         ("logit_bias", [1]),
         ("logit_bias", {"a": 1}),
+        ("logit_bias", {"": 1}),
+        ("logit_bias", {"-5": 1}),
+        ("logit_bias", {" 5": 1}),
+        ("logit_bias", {"1_0": 1}),
+        ("logit_bias", {"٣": 1}),
+        ("logit_bias", {"9" * 5000: 1}),
+        ("logit_bias", {"5": None}),
+        ("logit_bias", {"5": True}),
         ("logit_bias", {"5": 101}),
         ("logit_bias", {"5": "1"}),
         ("min_tokens", -1),
@@ -130,14 +139,19 @@ def test_null_is_the_default_for_every_field() -> None:
     assert parse(nulls) == parse({})
 
 
-def test_unknown_fields_are_let_through() -> None:
-    assert parse(prompt="x", frobnicate=True).prompt == ["x"]
+def test_unknown_fields_are_let_through_and_logged_by_name_alone(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG):
+        assert parse(prompt="x", frobnicate="secret").prompt == ["x"]
+    assert "CompletionRequest has unknown fields: frobnicate" in caplog.text
+    assert "secret" not in caplog.text
 
 
 @pytest.mark.parametrize(
     ("param", "value"),
     [
-        ("suffix", "end"),
+        ("response_format", {"type": "json_object"}),
+        ("response_format", {"type": "json_schema", "json_schema": {}}),
+        ("response_format", {}),
     ],
 )
 def test_what_is_not_there_is_refused_and_never_ignored(param: str, value: object) -> None:
@@ -210,6 +224,10 @@ def chat(**fields: object) -> ChatRequest:
             "messages[0].content[0].type",
         ),
         ({"tools": [{"type": "function"}]}, "tools"),
+        ({"functions": [{"name": "f"}]}, "functions"),
+        ({"function_call": {"name": "f"}}, "function_call"),
+        ({"response_format": "text"}, "response_format"),
+        ({"logprobs": True, "top_logprobs": -1}, "top_logprobs"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"chat_template": "{{ x }}"}, "chat_template"),
@@ -247,6 +265,23 @@ def test_parts_are_joined_and_arguments_of_tool_calls_are_objects_for_the_templa
     assert third["tool_call_id"] == "1"
 
 
+def test_the_limit_of_a_prompt_holds_for_a_conversation_as_a_whole() -> None:
+    messages = [
+        {"role": "user", "content": "1234"},
+        {"role": "user", "content": [{"type": "text", "text": "567"}]},
+    ]
+    body = json.dumps({"messages": messages}).encode()
+    assert len(ChatRequest.parse(body, Settings(completion_max_prompt=7)).messages) == 2
+    with pytest.raises(InvalidRequest, match="messages must be at most 6 characters") as raised:
+        ChatRequest.parse(body, Settings(completion_max_prompt=6))
+    assert raised.value.param == "messages"
+
+
+def test_a_suffix_excludes_scores_of_the_echoed_prompt() -> None:
+    assert refused(prompt="x", suffix="y", echo=True, logprobs=1).param == "suffix"
+    assert parse(prompt="x", suffix="y", echo=True).suffix == "y"
+
+
 def test_max_completion_tokens_goes_before_its_old_name() -> None:
     assert chat(max_tokens=3, max_completion_tokens=5).limit == 5
     assert chat(max_tokens=3).limit == 3
@@ -265,10 +300,10 @@ def test_more_prompts_than_allowed_are_refused() -> None:
 def test_basarans_limits_refuse_and_never_cut() -> None:
     settings = Settings(completion_max_tokens=10, completion_max_prompt=5)
     with pytest.raises(InvalidRequest, match="max_tokens must be at most 10"):
-        CompletionRequest.parse(b'{"max_tokens": 11}', {}, settings)
+        CompletionRequest.parse(b'{"max_tokens": 11}', settings)
     with pytest.raises(InvalidRequest, match="prompt must be at most 5 characters"):
-        CompletionRequest.parse(b'{"prompt": "123456"}', {}, settings)
-    allowed = CompletionRequest.parse(b'{"prompt": "12345"}', {}, settings)
+        CompletionRequest.parse(b'{"prompt": "123456"}', settings)
+    allowed = CompletionRequest.parse(b'{"prompt": "12345"}', settings)
     assert allowed.sampling_params(settings).max_tokens == 10
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import re
 import socket
 import struct
 import time
@@ -189,6 +190,7 @@ def test_a_malformed_head_is_answered_in_the_shape_of_all_errors(
     head, _, text = answer(connection).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 %d" % status), head
     assert set(json.loads(text)["error"]) == {"message", "type", "param", "code"}
+    assert re.search(rb"\r\nx-request-id: [0-9a-f]{32}\r\n", head)
 
 
 def test_clients_that_stall_or_trickle_in_a_body_are_ended_and_told(

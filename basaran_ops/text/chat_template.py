@@ -12,6 +12,17 @@ from jinja2 import TemplateError
 
 from .tokenizer import Tokenizer
 
+RENDERING_ERRORS = (
+    TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+"""What a template's own expressions raise, given messages that they do not expect."""
+
 
 class ChatTemplateMissing(ValueError):
     """Neither the operator nor the tokenizer has a template."""
@@ -58,7 +69,7 @@ class ChatTemplate:
                     return_dict=False,
                     **variables,
                 )
-        except (TemplateError, TypeError, ValueError, KeyError, RecursionError) as error:
+        except RENDERING_ERRORS as error:
             raise ValueError(f"the chat template cannot render these messages: {error}") from error
         return list(ids)
 

@@ -10,13 +10,23 @@ SPELLINGS = (
     ("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),  # SantaCoder
     ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),  # Qwen Coder, CodeGemma
     ("<|code_prefix|>", "<|code_suffix|>", "<|code_middle|>"),  # GLM
+    ("<|prefix|>", "<|suffix|>", "<|middle|>"),  # Falcon-H1 Coder
     ("<PRE>", "<SUF>", "<MID>"),
     ("▁<PRE>", "▁<SUF>", "▁<MID>"),  # Code Llama
     ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),  # noqa: RUF001 - DeepSeek Coder's own characters
 )
 """How models spell the tokens before prefix, suffix and middle."""
 
-ENDS = ("▁<EOT>", "<EOT>", "<|file_separator|>", "<|file_sep|>", "<fim_pad>", "<|fim_pad|>", "<fim-pad>")
+ENDS = (
+    "▁<EOT>",
+    "<EOT>",
+    "<|file_separator|>",
+    "<|file_sep|>",
+    "<file_sep>",
+    "<fim_pad>",
+    "<|fim_pad|>",
+    "<fim-pad>",
+)
 """Tokens that end an infilled text beside EOS: models go on with padding, or with the next file."""
 
 

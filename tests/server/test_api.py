@@ -149,6 +149,26 @@ def test_a_stop_string_ends_the_text_before_it(tiny_server: RunningServer) -> No
         assert streamed_texts(tiny_server.complete(**fields, **extra, stream=True)) == {0: expected}
 
 
+def test_any_number_of_stop_strings_will_do_and_none_too(tiny_server: RunningServer) -> None:
+    fields: dict[str, Any] = {"prompt": "the cat", "max_tokens": 60, "temperature": 0}
+    whole = tiny_server.complete(**fields).json()["choices"][0]["text"]
+    assert tiny_server.complete(**fields, stop=[]).json()["choices"][0]["text"] == whole
+    many = [f"never {number}" for number in range(40)] + [whole[20:24]]
+    choice = tiny_server.complete(**fields, stop=many).json()["choices"][0]
+    assert (choice["text"], choice["finish_reason"]) == (whole[: whole.index(whole[20:24])], "stop")
+
+
+@pytest.mark.parametrize("key", ["", "Bearer any", "Basic x", "Bearer"])
+def test_without_keys_whatever_a_client_sends_for_one_passes(tiny_server: RunningServer, key: str) -> None:
+    response = tiny_server.http.get("/v1/models", headers={"Authorization": key})
+    assert response.status_code == 200
+
+
+def test_every_answer_of_the_app_tells_how_long_it_took(tiny_server: RunningServer) -> None:
+    for path in ("/v1/models", "/nothing"):
+        assert int(tiny_server.http.get(path).headers["openai-processing-ms"]) >= 0
+
+
 def test_max_tokens_0_generates_nothing(tiny_server: RunningServer) -> None:
     steps = tiny_server.stats()["step"]
     body = tiny_server.complete(prompt="the cat", max_tokens=0).json()

@@ -9,7 +9,7 @@ import platformdirs
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from ..engine.loader import Checkpoint
+from ..engine.weights import Checkpoint
 from ..errors import ModelLoadError
 from ..settings import Settings
 from .default_model import default_model

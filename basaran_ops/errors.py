@@ -52,8 +52,10 @@ class Unauthorized(BasaranError):
     status = 401
     type = "invalid_request_error"
 
-    def __init__(self) -> None:
-        super().__init__("Incorrect or missing API key", code="invalid_api_key")
+    def __init__(self, *, missing: bool) -> None:
+        # litellm knows a wrong key by these words.
+        message = "You did not provide an API key" if missing else "Incorrect API key provided"
+        super().__init__(message, code="invalid_api_key")
 
 
 class Overloaded(BasaranError):

@@ -69,7 +69,7 @@ def install(app: Flask, settings: Settings) -> None:
             return
         scheme, _, key = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not keys.accepts(key.strip()):
-            raise Unauthorized
+            raise Unauthorized(missing=not key.strip())
 
     def allow_origin(response: Response) -> Response:
         origin = request.headers.get("Origin")

@@ -7,6 +7,7 @@ import sys
 from importlib.metadata import version
 from typing import NoReturn
 
+from .pool.placement import placements
 from .settings import InvalidSettings, Settings
 
 USAGE = """\
@@ -28,7 +29,7 @@ def main() -> NoReturn:
         print(USAGE + describe_settings())
         sys.exit(0 if arguments in (["--help"], ["-h"]) else 2)
     try:
-        Settings.from_environment(os.environ)
+        placements(Settings.from_environment(os.environ), os.environ)
     except InvalidSettings as error:
         print(f"invalid settings:\n{error}", file=sys.stderr)
         sys.exit(2)

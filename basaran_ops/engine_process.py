@@ -1,7 +1,8 @@
-"""An engine's process: `python -m basaran_ops.engine_process FD`, started by the pool's ProcessTransport.
+"""An engine's process: `python -m basaran_ops.engine_process FD [CORES]`, started by the ProcessTransport.
 
 FD is one end of a socket pair. The first message on it is the Settings, then the engine loop's messages.
-The process ends when the other end closes, and takes what it started with it.
+CORES, such as 4,5,6,7, is where the process stays. It ends when the other end closes, and takes what it
+started with it.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ GRACE_SECONDS = 3.0
 
 def main() -> None:
     """Serve the engine on the socket that the command line names, until its other end closes."""
+    if len(sys.argv) > 2:
+        _pin(sys.argv[2])
     connection: Connection = Connection(int(sys.argv[1]))
     settings: Settings = connection.recv()
     configure_logs(settings, process="engine")
@@ -56,6 +59,12 @@ def main() -> None:
         log.exception("the engine's process failed")
         _leave(1)
     _leave(0)
+
+
+def _pin(cores: str) -> None:
+    """Stay on these cores. Before torch is imported: threads inherit it, and there are none yet."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
 
 
 def _read(connection: Connection, inbox: Inbox) -> None:

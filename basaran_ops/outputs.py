@@ -75,4 +75,15 @@ class ModelInfo:
     device: str
     runner: str
     slots: int
+    completion_length: int | None = None
+    """Tokens that a completion may hold where it does not share the prompt's context: of an encoder-decoder
+    model. None for others.
+    """
     load_seconds: float = field(default=0.0, compare=False)
+
+    def room_after(self, prompt_length: int) -> int:
+        """Tokens that a completion may have after a prompt of so many; below 1 for none, or no room for the
+        prompt itself.
+        """
+        left = self.context_length - prompt_length
+        return left if self.completion_length is None or left < 0 else self.completion_length

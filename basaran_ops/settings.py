@@ -46,6 +46,9 @@ class Settings(BaseModel):
     model_cache_dir: str = Field("", description="Where downloads and conversions are kept.")
     model_local_files_only: bool = Field(False, description="Never download.")
     model_trust_remote_code: bool = Field(False, description="Run code that comes with the model.")
+    model_allow_pickle: bool = Field(
+        False, description="Load pickled weights where a model has no others; safetensors cannot carry code."
+    )
     model_half_precision: bool = Field(False, description="float16 weights, as Basaran.")
     model_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
@@ -70,7 +73,17 @@ class Settings(BaseModel):
     engine_prefix_cache: bool = Field(
         True, description="Keep what finished sequences computed, for prompts that begin alike."
     )
-    engine_replicas: Positive = Field(1, description="Engines, each on its own device.")
+    engine_runner: Literal["auto", "packed", "padded"] = Field(
+        "auto",
+        description="How the model is run. auto: packed, which is faster, where the model's own logits come "
+        "out, else padded, as generate() runs it.",
+    )
+    engine_replicas: Positive = Field(
+        1, description="Engines, each on GPUs of its own or on its share of the cores."
+    )
+    gpus_per_replica: Positive = Field(
+        1, description="GPUs of one engine; over several its layers are spread, for a model too large for one."
+    )
     engine_device: str = Field("auto", description="auto, cpu, cuda or mps.")
     engine_threads: Positive | None = Field(
         None, description="Threads of one engine on a CPU. Unset: the cores, shared among replicas."

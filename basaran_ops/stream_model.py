@@ -130,7 +130,8 @@ class StreamModel:
         loaded = self._ready()
         self.check_token_ids("logit_bias", (token for token, _ in params.logit_bias))
         self.check_token_ids("stop_token_ids", params.stop_token_ids)
-        params = replace(params, prompt_logprobs=echo and params.logprobs is not None)
+        separate = loaded.info.completion_length is not None
+        params = replace(params, prompt_logprobs=echo and params.logprobs is not None and not separate)
         if suffix and loaded.tokenizer.infilling is not None:
             ends = () if params.ignore_eos else loaded.tokenizer.infilling.ends
             params = replace(params, stop_token_ids=params.stop_token_ids + ends)
@@ -139,11 +140,17 @@ class StreamModel:
             if not isinstance(prompt, str):
                 self.check_token_ids("prompt", prompt or ())
             ids = _encode(loaded.tokenizer, prompt, suffix)
-            own = _fitted(loaded.info.context_length, ids, params, fit=fit)
+            own = _fitted(loaded.info, ids, params, fit=fit)
             prompt_tokens += len(ids)
             text = prompt if isinstance(prompt, str) else loaded.tokenizer.decode(prompt or ())
             choices += [
-                _Choice(SequenceWork(ids, own, own.seed_of(number)), loaded.tokenizer, text, echo=echo)
+                _Choice(
+                    SequenceWork(ids, own, own.seed_of(number)),
+                    loaded.tokenizer,
+                    text,
+                    echo=echo,
+                    separate=separate,
+                )
                 for number in range(params.n)
             ]
         return TextStream(self.pool, choices, prompt_tokens)
@@ -236,30 +243,37 @@ class TextStream:
 class _Choice:
     """The text side of one sequence; touched by the request's own thread alone."""
 
-    def __init__(self, work: SequenceWork, tokenizer: Tokenizer, prompt_text: str, *, echo: bool) -> None:
+    def __init__(
+        self, work: SequenceWork, tokenizer: Tokenizer, prompt_text: str, *, echo: bool, separate: bool
+    ) -> None:
+        """`separate`: the completion does not go on where the prompt ends, but is a text of its own."""
         self.work = work
         self.finish_reason: FinishReason | None = None
         self._scored = work.params.logprobs is not None
         self._prompt_text = prompt_text
         self._echo = echo
-        # An echoed prompt that is scored is decoded token by token, and what follows along with it.
-        self._detokenizer = Detokenizer(
-            tokenizer.decode, [] if work.params.prompt_logprobs else work.prompt_ids
-        )
+        # An echoed prompt with log-probabilities is decoded token by token, and what follows along with it.
+        told = echo and self._scored
+        self._detokenizer = Detokenizer(tokenizer.decode, [] if told or separate else work.prompt_ids)
         self._stop = StopChecker(work.params.stop)
         self._num_tokens = 0
-        self._ready = prompt_text if echo and not self._scored else ""
+        self._ready = prompt_text if echo and not told else ""
         """Text that can be shown."""
         self._pending: list[TextToken] = []
         """Tokens whose text cannot all be shown yet."""
-        self._offset = 0 if echo and self._scored else len(prompt_text)
+        self._offset = 0 if told else len(prompt_text)
         """Characters up to the end of the last token."""
         self._shown = self._offset
         """Characters up to the end of what was taken."""
-        if work.params.prompt_logprobs:
-            text = self._detokenizer.push(work.prompt_ids[0])
-            self._add(TextToken(text, self._offset, work.prompt_ids[0], None, generated=False))
-            self._ready = text
+        if told:
+            # The first token of a prompt has no score; where the prompt is not scored, none has.
+            for token in work.prompt_ids[: None if separate else 1]:
+                self._add_prompt_token(token, None)
+        if told and separate:
+            rest = self._detokenizer.flush()
+            self._extend_last(rest)
+            self._ready += rest
+            self._detokenizer = Detokenizer(tokenizer.decode, [])
 
     def has_ended(self) -> bool:
         return self.finish_reason is not None
@@ -271,11 +285,7 @@ class _Choice:
     def score_prompt(self, logprobs: Sequence[TokenLogprob]) -> None:
         """Take the next prompt tokens' log-probabilities; stop strings do not match in a prompt."""
         for logprob in logprobs:
-            text = self._detokenizer.push(logprob.token_id)
-            self._add(
-                TextToken(text, self._offset, logprob.token_id, logprob.logprob, logprob.top, generated=False)
-            )
-            self._ready += text
+            self._add_prompt_token(logprob.token_id, logprob)
 
     def push(self, token: int, logprob: TokenLogprob | None, *, silent: bool) -> None:
         """Take a generated token; a silent one ends the text and has none itself."""
@@ -318,10 +328,7 @@ class _Choice:
     def _flush(self) -> None:
         """No more tokens with text will come: an unfinished character is one to the last that came."""
         rest = self._detokenizer.flush()
-        if rest and self._pending:
-            last = self._pending[-1]
-            self._pending[-1] = replace(last, text=last.text + rest)
-            self._offset += len(rest)
+        self._extend_last(rest)
         self._show(rest)
 
     def _show(self, text: str) -> None:
@@ -331,6 +338,21 @@ class _Choice:
         self._ready += self._stop.push(text)
         if self._stop.matched is not None:
             self.finish_reason = "stop"
+
+    def _add_prompt_token(self, token: int, logprob: TokenLogprob | None) -> None:
+        text = self._detokenizer.push(token)
+        scored = TextToken(text, self._offset, token, None, generated=False)
+        if logprob is not None:
+            scored = replace(scored, logprob=logprob.logprob, top=logprob.top)
+        self._add(scored)
+        self._ready += text
+
+    def _extend_last(self, text: str) -> None:
+        """An unfinished character is one to the last token that came."""
+        if text and self._pending:
+            last = self._pending[-1]
+            self._pending[-1] = replace(last, text=last.text + text)
+            self._offset += len(text)
 
     def _add(self, token: TextToken) -> None:
         self._pending.append(token)
@@ -353,16 +375,21 @@ def _encode(tokenizer: Tokenizer, prompt: Prompt, suffix: str) -> tuple[int, ...
         raise InvalidRequest(f"prompt must not be empty: {error}", param="prompt") from None
 
 
-def _fitted(limit: int, ids: Sequence[int], params: SamplingParams, *, fit: bool) -> SamplingParams:
+def _fitted(info: ModelInfo, ids: Sequence[int], params: SamplingParams, *, fit: bool) -> SamplingParams:
     """The parameters of a prompt that fits the context. Raises ContextLengthExceeded if it does not."""
-    if len(ids) >= limit and (params.max_tokens or len(ids) > limit):
+    limit, room = info.context_length, info.room_after(len(ids))
+    if room < min(1, params.max_tokens):
         raise ContextLengthExceeded(
             limit, f"your prompt has {len(ids)} tokens. Please shorten it.", param="prompt"
         )
-    if len(ids) + params.max_tokens <= limit:
+    if params.max_tokens <= room:
         return params
     if fit:
-        return replace(params, max_tokens=limit - len(ids))
+        return replace(params, max_tokens=room)
+    if info.completion_length is not None:
+        raise ContextLengthExceeded(
+            room, f"you requested {params.max_tokens} tokens in the completion.", param="max_tokens"
+        )
     raise ContextLengthExceeded(
         limit,
         f"you requested {len(ids) + params.max_tokens} tokens ({len(ids)} in the prompt, "

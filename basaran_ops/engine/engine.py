@@ -6,6 +6,7 @@ import time
 
 from ..outputs import EngineStats, SequenceOutput
 from ..sampling_params import SamplingParams
+from .constraints import Constraints
 from .logprobs import sampling_rows, score
 from .runner import ModelRunner
 from .sampler import Sampler
@@ -16,10 +17,12 @@ from .sequence import Sequence
 class Engine:
     """Owns the runner, the scheduler and every sequence. Not thread-safe: one loop calls it."""
 
-    def __init__(self, runner: ModelRunner, scheduler: Scheduler) -> None:
+    def __init__(
+        self, runner: ModelRunner, scheduler: Scheduler, constraints: Constraints | None = None
+    ) -> None:
         self._runner = runner
         self._scheduler = scheduler
-        self._sampler = Sampler(scheduler.eos_token_ids)
+        self._sampler = Sampler(scheduler.eos_token_ids, constraints)
         self.stats = EngineStats()
 
     @property
@@ -50,8 +53,8 @@ class Engine:
             running=len(self._scheduler.running),
             waiting=len(self._scheduler.waiting),
             cached_tokens=self._scheduler.cached_tokens,
-            prefix_queries=self._scheduler.cache.queries,
-            prefix_hits=self._scheduler.cache.hits,
+            prefix_queries=self._scheduler.prefix_queries,
+            prefix_hits=self._scheduler.prefix_hits,
             duration=time.perf_counter() - started,
         )
         return outputs

@@ -5,45 +5,35 @@ from __future__ import annotations
 import time
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..outputs import ModelInfo
 from ..settings import Settings
+from .constraints import Constraints, decoder_start
 from .devices import choose_device, choose_threads
 from .engine import Engine
-from .packed_runner import PackedRunner
-from .scheduler import Scheduler
+from .runners import choose_runner, make_scheduler
 from .weights import Checkpoint, load_model
 
 
 def load_engine(checkpoint: Checkpoint, settings: Settings) -> tuple[Engine, ModelInfo]:
     """Load the model onto its device and make an engine of it.
 
-    Raises ModelLoadError where the checkpoint is unreadable, not a generative decoder-only model, or does
+    Raises ModelLoadError where the checkpoint is unreadable, not a generative model, or does
     not fit into memory with the asked slots and context.
     """
     started = time.perf_counter()
     device = choose_device(settings.engine_device)
     _configure_torch(device, settings)
     model = load_model(checkpoint, settings, device)
-    runner = PackedRunner(
-        model,
-        slots=settings.engine_slots,
-        context_length=settings.engine_context_length,
-        model_length=_model_length(model.config),
-        memory_fraction=_kv_fraction(settings, device),
-    )
+    runner = choose_runner(model, settings, _kv_fraction(settings, device))
     eos = _eos_token_ids(model)
-    scheduler = Scheduler(
-        slots=settings.engine_slots,
-        token_budget=settings.engine_token_budget,
-        context_length=runner.context_length,
-        eos_token_ids=eos,
-        prefix_cache=settings.engine_prefix_cache,
-    )
+    scheduler = make_scheduler(runner, settings, eos)
+    constraints = Constraints(model.generation_config, eos, decoder_start(model))
     info = ModelInfo(
         tokenizer_path=str(checkpoint.tokenizer_path),
         context_length=runner.context_length,
+        completion_length=runner.completion_length,
         vocab_size=model.get_input_embeddings().weight.shape[0],
         eos_token_ids=eos,
         dtype=str(model.dtype).removeprefix("torch."),
@@ -52,7 +42,7 @@ def load_engine(checkpoint: Checkpoint, settings: Settings) -> tuple[Engine, Mod
         slots=settings.engine_slots,
         load_seconds=time.perf_counter() - started,
     )
-    return Engine(runner, scheduler), info
+    return Engine(runner, scheduler, constraints), info
 
 
 def _configure_torch(device: torch.device, settings: Settings) -> None:
@@ -67,11 +57,6 @@ def _kv_fraction(settings: Settings, device: torch.device) -> float:
         return settings.engine_kv_fraction
     # Replicas on one CPU share its memory and see the same amount free.
     return 0.5 / settings.engine_replicas if device.type == "cpu" else 0.9
-
-
-def _model_length(config: PreTrainedConfig) -> int | None:
-    length = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return length if isinstance(length, int) and length > 0 else None
 
 
 def _eos_token_ids(model: PreTrainedModel) -> frozenset[int]:

@@ -10,11 +10,13 @@ from .sequence import Batch
 
 
 class ModelRunner(Protocol):
-    """Runs one step's batch through a model and keeps the state that later steps need, by slot."""
+    """Runs one step's batch through a model and keeps the state that later steps need."""
 
     name: str
     context_length: int
-    """Tokens a slot holds."""
+    """Tokens of prompt and completion, or of the prompt alone where there is a completion_length."""
+    completion_length: int | None
+    """Tokens of a completion, where it does not share the prompt's context."""
 
     def run(self, batch: Batch) -> torch.Tensor:
         """Logits [rows, vocab], float32: each chunk's last `logit_rows` tokens, chunk by chunk."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence as Seq
 import torch
 
 from ..sampling_params import SamplingParams
+from .constraints import Constraints
 from .sequence import Sequence
 
 CANDIDATES = 1024
@@ -17,15 +18,16 @@ NEGATIVE_INFINITY = float("-inf")
 
 
 class Sampler:
-    """logit_bias, min_tokens, repetition, frequency and presence penalties, temperature, min_p, top_k and
-    top_p, in that order.
+    """logit_bias, min_tokens, repetition, frequency and presence penalties, what the model's generation
+    config demands, temperature, min_p, top_k and top_p, in that order.
 
     Each sequence draws from its own generator, one number a token, so its tokens do not depend on its
     neighbours in the batch.
     """
 
-    def __init__(self, eos_token_ids: Iterable[int] = ()) -> None:
+    def __init__(self, eos_token_ids: Iterable[int] = (), constraints: Constraints | None = None) -> None:
         self._eos = tuple(eos_token_ids)
+        self._constraints = constraints if constraints is not None and constraints.active else None
 
     def sample(self, logits: torch.Tensor, sequences: Seq[Sequence]) -> list[int]:
         """One token per row of logits [rows, vocab], float32; sequences[i] owns row i. Logits stay as they
@@ -44,7 +46,11 @@ class Sampler:
         return tokens.tolist()
 
     def _adjust(self, logits: torch.Tensor, sequences: Seq[Sequence]) -> torch.Tensor:
-        rows = [row for row, sequence in enumerate(sequences) if sequence.params.adjusts_logits]
+        rows = [
+            row
+            for row, sequence in enumerate(sequences)
+            if self._constraints is not None or sequence.params.adjusts_logits
+        ]
         if not rows:
             return logits
         logits = logits.clone()
@@ -69,6 +75,8 @@ class Sampler:
             generated = list(sequence.counts)
             counts = torch.tensor([sequence.counts[token] for token in generated], device=row.device)
             row[generated] -= counts * params.frequency_penalty + params.presence_penalty
+        if self._constraints is not None:
+            self._constraints.apply(row, sequence)
 
 
 def _draw(logits: torch.Tensor, sequences: Seq[Sequence]) -> torch.Tensor:

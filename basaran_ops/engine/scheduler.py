@@ -1,7 +1,8 @@
-"""Which sequences take part in the next step, and with how many tokens."""
+"""The life of sequences from their arrival to their end. How steps are made of them is for subclasses."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Seq
@@ -9,7 +10,6 @@ from types import MappingProxyType
 
 from ..outputs import FinishReason, SequenceOutput
 from .logprobs import NO_SCORES, Scores
-from .prefix_cache import PrefixCache
 from .sequence import Batch, Chunk, Sequence
 
 SCORED_TOKENS = 128
@@ -17,14 +17,13 @@ SCORED_TOKENS = 128
 for 256,000. A long prompt's scores never take more."""
 
 
-class Scheduler:
-    """First come, first served, within a token budget per step.
-
-    Owns `waiting`, `running` and, through `cache`, the slots; only `schedule`, `update`, `add` and `cancel`
-    change them. Every running sequence that decodes takes part in every step. What is left of the budget
-    goes to prompts, in order of arrival, in chunks: a long prompt never stalls the running streams for
-    longer than a step of `token_budget` tokens.
+class Scheduler(ABC):
+    """First come, first served. Owns `waiting`, `running` and the slots; only `schedule`, `update`, `add` and
+    `cancel` change them.
     """
+
+    prefix_queries = 0
+    prefix_hits = 0
 
     def __init__(
         self,
@@ -33,8 +32,11 @@ class Scheduler:
         token_budget: int,
         context_length: int,
         eos_token_ids: Iterable[int],
-        prefix_cache: bool = True,
+        completion_length: int | None = None,
     ) -> None:
+        """`context_length` counts prompt and completion, but the prompt alone where completions have a
+        `completion_length` of their own.
+        """
         if token_budget < slots:
             raise ValueError(
                 f"token_budget {token_budget} is below slots {slots}: a full batch would not fit"
@@ -42,13 +44,13 @@ class Scheduler:
         self.slots = slots
         self.token_budget = token_budget
         self.context_length = context_length
+        self.completion_length = completion_length
         self.eos_token_ids = frozenset(eos_token_ids)
         self.waiting: deque[Sequence] = deque()
         self.running: dict[int, Sequence] = {}
-        self.cache = PrefixCache(slots, enabled=prefix_cache)
 
     def __repr__(self) -> str:
-        return f"<Scheduler running={len(self.running)} waiting={len(self.waiting)} slots={self.slots}>"
+        return f"<{type(self).__name__} running={len(self.running)} waiting={len(self.waiting)}>"
 
     @property
     def has_work(self) -> bool:
@@ -64,7 +66,9 @@ class Scheduler:
 
         Raises ValueError for an empty prompt or one that leaves no room for a token where one is wanted.
         """
-        room = self.context_length - min(1, sequence.params.max_tokens)
+        room = self.context_length
+        if self.completion_length is None:
+            room -= min(1, sequence.params.max_tokens)
         if not 0 < sequence.prompt_length <= room:
             raise ValueError(
                 f"a prompt of {sequence.prompt_length} tokens does not fit a context of {self.context_length}"
@@ -75,7 +79,7 @@ class Scheduler:
         """End a sequence now and free its slot; None if it has ended already."""
         sequence = self.running.get(sequence_id)
         if sequence is not None:
-            self._release(sequence)
+            self._end(sequence)
             return SequenceOutput(sequence_id, (), "abort")
         for sequence in self.waiting:
             if sequence.id == sequence_id:
@@ -83,23 +87,9 @@ class Scheduler:
                 return SequenceOutput(sequence_id, (), "abort")
         return None
 
+    @abstractmethod
     def schedule(self) -> Batch:
         """Admit what fits and pick the next step's chunks. Never empty while there is work."""
-        self._admit()
-        sequences = self.running.values()
-        decoding = [_chunk(sequence, 1) for sequence in sequences if sequence.num_pending == 1]
-        prefill = []
-        budget = self.token_budget - len(decoding)
-        scores = SCORED_TOKENS
-        for sequence in sequences:
-            room = min(budget, scores) if sequence.scores_prompt else budget
-            if sequence.num_pending > 1 and room > 0 and self.cache.catch_up(sequence):
-                chunk = _chunk(sequence, min(sequence.num_pending, room))
-                budget -= chunk.length
-                scores -= chunk.length if chunk.scored else 0
-                prefill.append(chunk)
-        decoding.sort(key=lambda chunk: chunk.slot)
-        return Batch(tuple(decoding), tuple(prefill), self.cache.take_copies())
 
     def update(
         self, batch: Batch, sampled: Seq[int], scores: Mapping[int, Scores] = MappingProxyType({})
@@ -120,36 +110,46 @@ class Scheduler:
                 continue
             reason = self._finish_reason(sequence, new)
             if reason is not None:
-                self._release(sequence)
+                self._end(sequence)
             cached = sequence.num_cached if sequence.num_output == 1 else 0
             outputs.append(SequenceOutput(sequence.id, new, reason, score.new, score.prompt, cached))
         return outputs
 
     def check_idle(self) -> None:
         """Raise RuntimeError if a slot is missing although nothing runs: a leak."""
-        if not self.has_work and len(self.cache.slots.free) != self.slots:
-            raise RuntimeError(f"{self.slots - len(self.cache.slots.free)} slots leaked")
+        if not self.has_work and self.free_slots != self.slots:
+            raise RuntimeError(f"{self.slots - self.free_slots} slots leaked")
 
-    def _admit(self) -> None:
-        while self.waiting and self.cache.slots.free:
-            sequence = self.waiting.popleft()
-            self.cache.place(sequence, self.running.values())
-            self.running[sequence.id] = sequence
+    @property
+    @abstractmethod
+    def free_slots(self) -> int:
+        """Slots that no sequence holds."""
+
+    @abstractmethod
+    def _release(self, sequence: Sequence) -> None:
+        """Take back a sequence's slot."""
+
+    def _end(self, sequence: Sequence) -> None:
+        del self.running[sequence.id]
+        self._release(sequence)
 
     def _finish_reason(self, sequence: Sequence, new: tuple[int, ...]) -> FinishReason | None:
         if any(ends(sequence, token, self.eos_token_ids) for token in new):
             return "stop"
         if sequence.num_computed < sequence.prompt_length:
             return None
-        full = len(sequence.tokens) >= self.context_length
-        return "length" if full or sequence.num_output >= sequence.params.max_tokens else None
+        return (
+            "length" if sequence.num_output >= sequence.params.max_tokens or self._is_full(sequence) else None
+        )
 
-    def _release(self, sequence: Sequence) -> None:
-        del self.running[sequence.id]
-        self.cache.release(sequence)
+    def _is_full(self, sequence: Sequence) -> bool:
+        if self.completion_length is not None:
+            return sequence.num_output >= self.completion_length
+        return len(sequence.tokens) >= self.context_length
 
 
-def _chunk(sequence: Sequence, length: int) -> Chunk:
+def next_chunk(sequence: Sequence, length: int) -> Chunk:
+    """The next `length` tokens of a running sequence."""
     assert sequence.slot is not None
     return Chunk(sequence, sequence.slot, sequence.num_computed, length, sequence.scores_prompt)
 

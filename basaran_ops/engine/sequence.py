@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from random import Random
+from typing import TYPE_CHECKING
 
 from ..sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from .cohort import Cohort
 
 
 class Sequence:
@@ -133,6 +137,8 @@ class Batch:
     prefill: tuple[Chunk, ...]
     copies: tuple[Copy, ...] = ()
     """To be made before anything is computed, in this order."""
+    cohort: Cohort | None = None
+    """The rows that the step is of, where cohorts are stepped."""
 
     @property
     def chunks(self) -> tuple[Chunk, ...]:

@@ -8,13 +8,13 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 
 from ..settings import Settings
 from .messages import FromEngine, ToEngine
+from .placement import Placement
 
 ENGINE_MODULE = "basaran_ops.engine_process"
 
@@ -31,13 +31,13 @@ class ProcessTransport:
     a terminal's Ctrl-C reaches it only through us.
     """
 
-    def __init__(self, settings: Settings, environ: Mapping[str, str], module: str = ENGINE_MODULE) -> None:
+    def __init__(self, settings: Settings, placement: Placement, module: str = ENGINE_MODULE) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", module, str(theirs.fileno())],
+                [sys.executable, "-m", module, str(theirs.fileno()), *_cores(placement)],
                 pass_fds=[theirs.fileno()],
-                env=dict(environ),
+                env=dict(placement.environ),
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
@@ -45,6 +45,8 @@ class ProcessTransport:
         self._outbox: SimpleQueue[Settings | ToEngine | None] = SimpleQueue()
         self._writer = threading.Thread(target=self._write, name="engine-writer", daemon=True)
         self._writer.start()
+        if placement.threads is not None:
+            settings = settings.model_copy(update={"engine_threads": placement.threads})
         self._outbox.put(settings)
 
     @property
@@ -89,17 +91,6 @@ class ProcessTransport:
                 return
 
 
-def visible_devices(replica: int, replicas: int, environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment that pins one of several replicas to its GPU; empty for a single replica.
-
-    Raises ValueError if fewer GPUs are visible than replicas are to be pinned.
-    """
-    if replicas == 1:
-        return {}
-    visible = environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return {"CUDA_VISIBLE_DEVICES": str(replica)}
-    devices: Sequence[str] = [name for name in visible.split(",") if name]
-    if devices and len(devices) < replicas:
-        raise ValueError(f"ENGINE_REPLICAS={replicas}, but CUDA_VISIBLE_DEVICES={visible}")
-    return {"CUDA_VISIBLE_DEVICES": devices[replica] if devices else ""}
+def _cores(placement: Placement) -> list[str]:
+    """The argument that names the cores to be pinned to."""
+    return [] if placement.cores is None else [",".join(str(core) for core in sorted(placement.cores))]

@@ -15,7 +15,7 @@ from flask import Flask, Response, g, request
 
 from ..errors import ModelLoadError
 from ..pool import GenerationPool, ProcessTransport
-from ..pool.process_transport import visible_devices
+from ..pool.placement import placements
 from ..settings import Settings
 from ..stream_model import StreamModel
 from ..telemetry.logs import configure_logs
@@ -59,17 +59,15 @@ def create_server(on_fatal: Callable[[ModelLoadError], None] | None = None) -> F
 
 
 def start_service(settings: Settings, on_fatal: Callable[[ModelLoadError], None]) -> Service:
-    """Start the engines; returns at once, with the model still loading."""
+    """Start the engines; returns at once, with the model still loading.
+
+    Raises InvalidSettings where they ask for more GPUs than there are.
+    """
     model = StreamModel(
         trust_remote_code=settings.model_trust_remote_code, chat_template=_chat_template(settings)
     )
-    replicas = range(settings.engine_replicas)
-    environments = [
-        dict(os.environ) | visible_devices(number, settings.engine_replicas, os.environ)
-        for number in replicas
-    ]
     pool = GenerationPool(
-        [partial(ProcessTransport, settings, environ) for environ in environments],
+        [partial(ProcessTransport, settings, placement) for placement in placements(settings, os.environ)],
         capacity=settings.capacity,
         on_ready=model.on_ready,
         on_failure=on_fatal,

@@ -75,7 +75,7 @@ def _max_tokens(asked: ChatRequest, prompt: list[int]) -> int:
         return asked.limit
     info = service().model.info
     assert info is not None, "encoding needs a loaded model"
-    left = info.context_length - len(prompt)
+    left = info.room_after(len(prompt))
     if left < 1:
         raise ContextLengthExceeded(
             info.context_length, f"your messages have {len(prompt)} tokens.", param="messages"

@@ -12,6 +12,7 @@ from typing import Any
 
 from gunicorn.glogging import Logger
 
+from basaran_ops.pool.placement import placements
 from basaran_ops.settings import InvalidSettings, Settings, unknown_variables
 from basaran_ops.telemetry.logs import configure_logs
 
@@ -39,6 +40,7 @@ def when_ready(server: Any) -> None:
 
 try:
     settings = Settings.from_environment(os.environ)
+    placements(settings, os.environ)
 except InvalidSettings as error:
     sys.exit(f"invalid settings:\n{error}")
 

@@ -6,19 +6,36 @@ from collections.abc import Iterable
 
 from transformers import PreTrainedModel
 
+from basaran_ops.engine.constraints import Constraints, decoder_start
+from basaran_ops.engine.context_fit import ContextWish
 from basaran_ops.engine.engine import Engine
-from basaran_ops.engine.packed_runner import PackedRunner
-from basaran_ops.engine.scheduler import Scheduler
+from basaran_ops.engine.runners import choose_runner, make_scheduler
+from basaran_ops.settings import Settings
+
+
+def wish(slots: int = 8, *, model_length: int | None = 512, asked: int | None = None) -> ContextWish:
+    return ContextWish(slots=slots, asked=asked, model_length=model_length, memory_fraction=0.1)
+
+
+def engine_for(
+    model: PreTrainedModel,
+    *,
+    slots: int = 8,
+    token_budget: int = 24,
+    eos: Iterable[int] = (),
+    runner: str = "auto",
+) -> Engine:
+    """An engine as the loader makes it."""
+    settings = Settings(engine_slots=slots, engine_token_budget=token_budget, engine_runner=runner)  # type: ignore[arg-type]
+    chosen = choose_runner(model, settings, 0.1)
+    scheduler = make_scheduler(chosen, settings, frozenset(eos))
+    return Engine(chosen, scheduler, Constraints(model.generation_config, eos, decoder_start(model)))
 
 
 def packed_engine(
     model: PreTrainedModel, *, slots: int = 8, token_budget: int = 24, eos: Iterable[int] = ()
 ) -> Engine:
-    runner = PackedRunner(model, slots=slots, context_length=None, model_length=512, memory_fraction=0.1)
-    scheduler = Scheduler(
-        slots=slots, token_budget=token_budget, context_length=runner.context_length, eos_token_ids=eos
-    )
-    return Engine(runner, scheduler)
+    return engine_for(model, slots=slots, token_budget=token_budget, eos=eos, runner="packed")
 
 
 def drain(engine: Engine) -> dict[int, list[int]]:

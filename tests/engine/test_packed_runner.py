@@ -7,10 +7,13 @@ import torch
 from transformers import BloomConfig, BloomForCausalLM
 
 from basaran_ops.engine import packed_runner
+from basaran_ops.engine.context_fit import ContextWish
 from basaran_ops.engine.packed_runner import PackedRunner
+from basaran_ops.engine.probe import RunnerUnfit
 from basaran_ops.errors import ModelLoadError
 
 from ..tiny_models import tiny_model
+from .engines import wish
 
 TOKEN_BYTES = 3 * 2 * 16 * 2 * 4
 """Layers x heads x dim x (keys and values) x float32 of the tiny Llama."""
@@ -20,13 +23,8 @@ def runner(
     memory: int, monkeypatch: pytest.MonkeyPatch, context_length: int | None = None, slots: int = 4
 ) -> PackedRunner:
     monkeypatch.setattr(packed_runner, "available_bytes", lambda device: memory)
-    return PackedRunner(
-        tiny_model("llama"),
-        slots=slots,
-        context_length=context_length,
-        model_length=2048,
-        memory_fraction=0.5,
-    )
+    chosen = ContextWish(slots=slots, asked=context_length, model_length=2048, memory_fraction=0.5)
+    return PackedRunner(tiny_model("llama"), chosen)
 
 
 def test_the_context_is_the_models_where_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,8 +60,8 @@ def test_a_short_context_is_given_when_asked_for(monkeypatch: pytest.MonkeyPatch
 
 def test_attention_that_cannot_be_replaced_is_refused() -> None:
     model = BloomForCausalLM(BloomConfig(vocab_size=100, hidden_size=32, n_layer=2, n_head=2)).eval()
-    with pytest.raises(ModelLoadError, match=r"BloomForCausalLM .*cannot run packed"):
-        PackedRunner(model, slots=2, context_length=None, model_length=64, memory_fraction=0.1)
+    with pytest.raises(RunnerUnfit, match=r"BloomForCausalLM takes no position_ids"):
+        PackedRunner(model, wish(2, model_length=64))
 
 
 def test_attention_that_we_would_get_wrong_is_refused() -> None:
@@ -77,10 +75,10 @@ def test_attention_that_we_would_get_wrong_is_refused() -> None:
 
     model.model.layers[1].self_attn.forward = odd
     with pytest.raises(ModelLoadError, match="gives other logits when run packed"):
-        PackedRunner(model, slots=2, context_length=None, model_length=64, memory_fraction=0.1)
+        PackedRunner(model, wish(2, model_length=64))
 
 
 def test_bfloat16_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("llama").to(torch.bfloat16)
-    packed = PackedRunner(model, slots=2, context_length=64, model_length=64, memory_fraction=0.1)
+    packed = PackedRunner(model, wish(2, model_length=64, asked=64))
     assert packed.context_length == 64

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from basaran_ops.engine.scheduler import Scheduler
+from basaran_ops.engine.packed_scheduler import PackedScheduler
 from basaran_ops.engine.sequence import Copy, Sequence
 from basaran_ops.engine.slots import common_prefix
 from basaran_ops.sampling_params import SamplingParams
@@ -15,23 +15,23 @@ from .engines import drain, packed_engine
 SYSTEM = tuple(range(100, 140))
 
 
-def scheduler(slots: int = 4) -> Scheduler:
-    return Scheduler(slots=slots, token_budget=64, context_length=256, eos_token_ids=())
+def scheduler(slots: int = 4) -> PackedScheduler:
+    return PackedScheduler(slots=slots, token_budget=64, context_length=256, eos_token_ids=())
 
 
-def add(s: Scheduler, number: int, prompt: Iterable[int], max_tokens: int = 4) -> Sequence:
+def add(s: PackedScheduler, number: int, prompt: Iterable[int], max_tokens: int = 4) -> Sequence:
     sequence = Sequence(number, tuple(prompt), SamplingParams(max_tokens=max_tokens, temperature=0), None)
     s.add(sequence)
     return sequence
 
 
-def step(s: Scheduler) -> tuple[Copy, ...]:
+def step(s: PackedScheduler) -> tuple[Copy, ...]:
     batch = s.schedule()
     s.update(batch, [7] * len(batch.sampling))
     return batch.copies
 
 
-def finish(s: Scheduler) -> None:
+def finish(s: PackedScheduler) -> None:
     while s.has_work:
         step(s)
 
@@ -128,7 +128,7 @@ def test_the_slot_that_was_useless_for_longest_is_given_up_first() -> None:
 
 
 def test_a_scheduler_without_it_computes_everything() -> None:
-    s = Scheduler(slots=4, token_budget=64, context_length=256, eos_token_ids=(), prefix_cache=False)
+    s = PackedScheduler(slots=4, token_budget=64, context_length=256, eos_token_ids=(), prefix_cache=False)
     for number in range(2):
         add(s, number, SYSTEM)
         assert step(s) == ()

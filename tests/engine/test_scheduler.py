@@ -5,13 +5,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from basaran_ops.engine import prefix_cache as prefix_cache_module
-from basaran_ops.engine.scheduler import Scheduler
+from basaran_ops.engine.packed_scheduler import PackedScheduler
 from basaran_ops.engine.sequence import Batch, Sequence
 from basaran_ops.sampling_params import SamplingParams
 
 
-def scheduler(slots: int = 4, token_budget: int = 8, context_length: int = 64) -> Scheduler:
-    return Scheduler(
+def scheduler(slots: int = 4, token_budget: int = 8, context_length: int = 64) -> PackedScheduler:
+    return PackedScheduler(
         slots=slots, token_budget=token_budget, context_length=context_length, eos_token_ids=[99]
     )
 
@@ -20,7 +20,7 @@ def sequence(number: int, length: int = 3, max_tokens: int = 5) -> Sequence:
     return Sequence(number, tuple(range(length)), SamplingParams(max_tokens=max_tokens), None)
 
 
-def step(scheduler: Scheduler, token: int = 7) -> dict[int, str | None]:
+def step(scheduler: PackedScheduler, token: int = 7) -> dict[int, str | None]:
     batch = scheduler.schedule()
     outputs = scheduler.update(batch, [token] * len(batch.sampling))
     return {output.sequence_id: output.finish_reason for output in outputs}
@@ -123,7 +123,7 @@ def test_slots_are_conserved_and_every_sequence_ends_once_on_its_own_tokens(
     monkeypatch.setattr(prefix_cache_module, "LEAST_SHARED", 2)
     slots = data.draw(st.integers(1, 5))
     budget = data.draw(st.integers(slots, 12))
-    s = Scheduler(
+    s = PackedScheduler(
         slots=slots, token_budget=budget, context_length=16, eos_token_ids=[99], prefix_cache=prefix_cache
     )
     contents = SlotContents(slots)

@@ -1,0 +1,58 @@
+"""Steps of packed tokens: every sequence that decodes, and as much of the prompts as the budget leaves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .prefix_cache import PrefixCache
+from .scheduler import SCORED_TOKENS, Scheduler, next_chunk
+from .sequence import Batch, Sequence
+
+
+class PackedScheduler(Scheduler):
+    """Within a token budget per step. Every running sequence that decodes takes part in every step. What is
+    left of the budget goes to prompts, in order of arrival, in chunks: a long prompt never stalls the running
+    streams for longer than a step of `token_budget` tokens.
+    """
+
+    def __init__(self, *, prefix_cache: bool = True, **limits: Any) -> None:
+        super().__init__(**limits)
+        self.cache = PrefixCache(self.slots, enabled=prefix_cache)
+
+    @property
+    def prefix_queries(self) -> int:  # type: ignore[override]
+        return self.cache.queries
+
+    @property
+    def prefix_hits(self) -> int:  # type: ignore[override]
+        return self.cache.hits
+
+    @property
+    def free_slots(self) -> int:
+        return len(self.cache.slots.free)
+
+    def schedule(self) -> Batch:
+        self._admit()
+        sequences = self.running.values()
+        decoding = [next_chunk(sequence, 1) for sequence in sequences if sequence.num_pending == 1]
+        prefill = []
+        budget = self.token_budget - len(decoding)
+        scores = SCORED_TOKENS
+        for sequence in sequences:
+            room = min(budget, scores) if sequence.scores_prompt else budget
+            if sequence.num_pending > 1 and room > 0 and self.cache.catch_up(sequence):
+                chunk = next_chunk(sequence, min(sequence.num_pending, room))
+                budget -= chunk.length
+                scores -= chunk.length if chunk.scored else 0
+                prefill.append(chunk)
+        decoding.sort(key=lambda chunk: chunk.slot)
+        return Batch(tuple(decoding), tuple(prefill), self.cache.take_copies())
+
+    def _admit(self) -> None:
+        while self.waiting and self.cache.slots.free:
+            sequence = self.waiting.popleft()
+            self.cache.place(sequence, self.running.values())
+            self.running[sequence.id] = sequence
+
+    def _release(self, sequence: Sequence) -> None:
+        self.cache.release(sequence)

@@ -1,0 +1,64 @@
+"""Which runner a model gets, and the scheduler that makes steps for it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ..settings import Settings
+from .cohort_scheduler import CohortScheduler
+from .context_fit import ContextWish
+from .packed_runner import PackedRunner
+from .packed_scheduler import PackedScheduler
+from .padded_runner import PaddedRunner
+from .probe import RunnerUnfit
+from .runner import ModelRunner
+from .scheduler import Scheduler
+
+log = logging.getLogger(__name__)
+
+LENGTH_NAMES = ("max_position_embeddings", "max_encoder_position_embeddings", "max_seq_len", "context_length")
+"""What configs call the number of positions that a model was made for."""
+
+
+def choose_runner(model: PreTrainedModel, settings: Settings, memory_fraction: float) -> ModelRunner:
+    """The runner that ENGINE_RUNNER names; auto is packed where the model's own logits come out, else padded.
+
+    Raises ModelLoadError, saying why, for a model that it cannot run.
+    """
+    config = model.config.get_text_config()
+    wish = ContextWish(
+        slots=settings.engine_slots,
+        asked=settings.engine_context_length,
+        model_length=_length(config, LENGTH_NAMES),
+        memory_fraction=memory_fraction,
+    )
+    if settings.engine_runner != "padded":
+        try:
+            return PackedRunner(model, wish)
+        except RunnerUnfit as error:
+            if settings.engine_runner == "packed":
+                raise
+            log.info("it cannot run packed: %s", error.message)
+    return PaddedRunner(model, wish, _length(config, ("max_decoder_position_embeddings",)))
+
+
+def make_scheduler(runner: ModelRunner, settings: Settings, eos_token_ids: frozenset[int]) -> Scheduler:
+    """The scheduler whose batches this runner takes."""
+    limits: dict[str, Any] = {
+        "slots": settings.engine_slots,
+        "token_budget": settings.engine_token_budget,
+        "context_length": runner.context_length,
+        "completion_length": runner.completion_length,
+        "eos_token_ids": eos_token_ids,
+    }
+    if isinstance(runner, PaddedRunner):
+        return CohortScheduler(abilities=runner.abilities, **limits)
+    return PackedScheduler(prefix_cache=settings.engine_prefix_cache, **limits)
+
+
+def _length(config: PreTrainedConfig, names: tuple[str, ...]) -> int | None:
+    lengths = (getattr(config, name, None) for name in names)
+    return next((length for length in lengths if isinstance(length, int) and length > 0), None)

@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help run clients test lint format check fuzz docs clean
+.PHONY: help run clients test lint format check fuzz models docs clean
 
 help:  ## Say what the verbs do.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -31,6 +31,9 @@ check: lint test  ## All that must pass before a change lands.
 
 fuzz: .venv/installed-test  ## Send tens of thousands of generated requests to the API (half an hour).
 	$(BIN)/python -m tests.schema_fuzz 4000
+
+models: .venv/installed-test  ## Measure how every architecture runs and write docs/models.md (minutes).
+	$(BIN)/python -W ignore -m tests.engine.model_facts
 
 docs: .venv/installed-test  ## Write the parts of the docs that are generated.
 	$(BIN)/python -m tests.test_readme

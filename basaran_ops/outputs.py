@@ -79,6 +79,8 @@ class ModelInfo:
     """Tokens that a completion may hold where it does not share the prompt's context: of an encoder-decoder
     model. None for others.
     """
+    scores_prompts: bool = True
+    """Whether prompts can have log-probabilities: the decoder of an encoder-decoder model never reads them."""
     load_seconds: float = field(default=0.0, compare=False)
 
     def room_after(self, prompt_length: int) -> int:

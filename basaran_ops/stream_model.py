@@ -131,7 +131,8 @@ class StreamModel:
         self.check_token_ids("logit_bias", (token for token, _ in params.logit_bias))
         self.check_token_ids("stop_token_ids", params.stop_token_ids)
         separate = loaded.info.completion_length is not None
-        params = replace(params, prompt_logprobs=echo and params.logprobs is not None and not separate)
+        scored = echo and params.logprobs is not None and loaded.info.scores_prompts
+        params = replace(params, prompt_logprobs=scored)
         if suffix and loaded.tokenizer.infilling is not None:
             ends = () if params.ignore_eos else loaded.tokenizer.infilling.ends
             params = replace(params, stop_token_ids=params.stop_token_ids + ends)
@@ -267,7 +268,7 @@ class _Choice:
         """Characters up to the end of what was taken."""
         if told:
             # The first token of a prompt has no score; where the prompt is not scored, none has.
-            for token in work.prompt_ids[: None if separate else 1]:
+            for token in work.prompt_ids[: 1 if work.params.prompt_logprobs else None]:
                 self._add_prompt_token(token, None)
         if told and separate:
             rest = self._detokenizer.flush()

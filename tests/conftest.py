@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from basaran_ops.checkpoint.default_model import default_model
 from basaran_ops.checkpoint.resolve import cache_directory
@@ -14,6 +15,9 @@ from basaran_ops.settings import Settings
 from .leaks import Holdings, leaks_since
 from .running_server import RunningServer, running_server
 from .tiny_models import save_tiny
+
+# Models this small spend their time where threads wait for each other.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

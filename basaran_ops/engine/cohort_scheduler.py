@@ -16,8 +16,10 @@ from .sequence import Batch, Chunk, Sequence
 class CohortAbilities:
     """What a model allows to be done with a batch without changing its tokens; see PaddedRunner."""
 
+    batches: bool
+    """Prompts of one length may share a batch."""
     pads: bool
-    """Prompts of different lengths may share a batch."""
+    """Prompts of different lengths may, too."""
     chunks: bool
     """A prompt may be read in several steps."""
     interleaves: bool
@@ -68,7 +70,8 @@ class CohortScheduler(Scheduler):
         lengths = [member.prompt_length for member in (*members, sequence)]
         alike = self._abilities.pads or len(set(lengths)) == 1
         scored = sequence.scores_prompt or members[0].scores_prompt
-        return alike and not scored and max(lengths) * len(lengths) <= self.token_budget
+        fits = max(lengths) * len(lengths) <= self.token_budget
+        return self._abilities.batches and alike and not scored and fits
 
     def _next_chunk(self, sequence: Sequence) -> Chunk:
         length = sequence.num_pending

@@ -7,6 +7,7 @@ from collections.abc import Sequence as Seq
 
 import torch
 from transformers import (
+    EncoderNoRepeatNGramLogitsProcessor,
     GenerationConfig,
     LogitsProcessor,
     NoBadWordsLogitsProcessor,
@@ -20,8 +21,8 @@ NEGATIVE_INFINITY = float("-inf")
 
 
 class Constraints:
-    """no_repeat_ngram_size, bad_words_ids, min_length, forced_bos_token_id, forced_eos_token_id,
-    suppress_tokens and begin_suppress_tokens, applied in the order in which `generate()` does.
+    """no_repeat_ngram_size, encoder_no_repeat_ngram_size, bad_words_ids, min_length, forced_bos_token_id,
+    forced_eos_token_id, suppress_tokens and begin_suppress_tokens, in the order in which `generate()` does.
 
     A config's temperature, top_p, top_k and penalties are a matter of taste: they are the request's, with
     OpenAI's defaults.
@@ -44,6 +45,7 @@ class Constraints:
         self._forced_eos = _ids(config.forced_eos_token_id)
         self._suppressed = _ids(config.suppress_tokens)
         self._suppressed_first = _ids(config.begin_suppress_tokens)
+        self._encoder_ngram = 0 if decoder_start is None else config.encoder_no_repeat_ngram_size or 0
         self._processors = _processors(config, self._eos)
 
     @property
@@ -51,6 +53,7 @@ class Constraints:
         """Whether there are any."""
         return bool(
             self._processors
+            or self._encoder_ngram
             or self._suppressed
             or self._suppressed_first
             or self._forced_eos
@@ -61,10 +64,9 @@ class Constraints:
     def apply(self, logits: torch.Tensor, sequence: Sequence) -> None:
         """Change one sequence's logits [vocab], float32, in place."""
         ids = self._ids_of(sequence)
-        if self._processors:
-            given = torch.tensor([ids], device=logits.device)
-            for processor in self._processors:
-                logits.copy_(processor(given, logits[None])[0])
+        given = torch.tensor([ids], device=logits.device)
+        for processor in self._processors_of(sequence):
+            logits.copy_(processor(given, logits[None])[0])
         if len(ids) < self._min_length and not sequence.params.ignore_eos:
             logits[self._eos] = NEGATIVE_INFINITY
         if self._forced_bos is not None and sequence.num_output == 0:
@@ -75,6 +77,12 @@ class Constraints:
         logits[self._suppressed] = NEGATIVE_INFINITY
         if sequence.num_output == (0 if self._forced_bos is None else 1):
             logits[self._suppressed_first] = NEGATIVE_INFINITY
+
+    def _processors_of(self, sequence: Sequence) -> list[LogitsProcessor]:
+        if not self._encoder_ngram:
+            return self._processors
+        prompt = torch.tensor([sequence.tokens[: sequence.prompt_length]])
+        return [*self._processors, EncoderNoRepeatNGramLogitsProcessor(self._encoder_ngram, prompt)]
 
     def _ids_of(self, sequence: Sequence) -> list[int]:
         if self._decoder_start is None:

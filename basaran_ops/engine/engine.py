@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from ..outputs import EngineStats, SequenceOutput
 from ..sampling_params import SamplingParams
@@ -37,7 +38,10 @@ class Engine:
 
     def cancel(self, sequence_id: int) -> SequenceOutput | None:
         """End a sequence; its slot is free for the next step. None if it has ended already."""
-        return self._scheduler.cancel(sequence_id)
+        output = self._scheduler.cancel(sequence_id)
+        # There may be no next step, to tell of it.
+        self.stats = replace(self.stats, **self._occupancy())
+        return output
 
     def step(self) -> list[SequenceOutput]:
         """Schedule, run, sample, update: at most one new token for each sequence."""
@@ -50,15 +54,20 @@ class Engine:
             step=self.stats.step + 1,
             batch_size=len(batch.chunks),
             batch_tokens=batch.num_tokens,
-            running=len(self._scheduler.running),
-            waiting=len(self._scheduler.waiting),
-            cached_tokens=self._scheduler.cached_tokens,
             prefix_queries=self._scheduler.prefix_queries,
             prefix_hits=self._scheduler.prefix_hits,
             duration=time.perf_counter() - started,
+            **self._occupancy(),
         )
         return outputs
 
     def check_idle(self) -> None:
         """Raise RuntimeError if nothing runs and yet a slot is taken."""
         self._scheduler.check_idle()
+
+    def _occupancy(self) -> dict[str, int]:
+        return {
+            "running": len(self._scheduler.running),
+            "waiting": len(self._scheduler.waiting),
+            "cached_tokens": self._scheduler.cached_tokens,
+        }

@@ -13,6 +13,9 @@ from transformers import Cache, GenerationConfig, PreTrainedModel
 from .cohort import Cohort
 from .sequence import Chunk, Sequence
 
+MODULE_STATES = ("conv1d_state", "recurrent_states")
+"""Attributes of modules that hold what a model remembers of a text, where its cache does not."""
+
 
 @dataclass(slots=True)
 class CohortState:
@@ -39,25 +42,19 @@ class GenerateSteps:
         self._device = model.device
         self._encoder_decoder = bool(model.config.is_encoder_decoder)
         self._config = _plain_config(model)
+        self._keepers = [
+            module for module in model.modules() if any(hasattr(module, name) for name in MODULE_STATES)
+        ]
 
     def prefill(self, cohort: Cohort, chunks: Seq[Chunk]) -> torch.Tensor:
         """Read prompts, or the next part of one, and return the rows of logits that are wanted."""
         if cohort.state is None:
             cohort.state = self._begin([chunk.sequence for chunk in chunks])
         state: CohortState = cohort.state
-        scored = any(chunk.scored for chunk in chunks)
-        (start, end) = (chunks[0].start, chunks[0].end) if len(chunks) == 1 else (0, None)
-        partial = start > 0 or (end is not None and end < chunks[0].sequence.prompt_length)
-        if partial and not self._encoder_decoder:
-            logits = self._forward_part(state, start, chunks[0], scored=scored)
-        else:
-            logits = self._forward_whole(state, scored=scored)
-        if not scored:
-            return torch.cat(
-                [logits[row, -1:] for row, chunk in enumerate(chunks) if chunk.samples] or [logits[0, :0]]
-            )
-        (chunk,) = chunks
-        return logits[0, -chunk.logit_rows :]
+        if len(chunks) == 1 and not self._encoder_decoder:
+            return self._forward_part(state, chunks[0])
+        logits = self._remember(state, self._model._prefill(state.input_ids, state.config, state.kwargs))
+        return torch.cat([logits[row, -1:] for row, chunk in enumerate(chunks) if chunk.samples])
 
     def advance(self, cohort: Cohort, chunks: Seq[Chunk]) -> torch.Tensor:
         """One token for each live row; [live rows, vocab]."""
@@ -90,6 +87,7 @@ class GenerateSteps:
 
     def _begin(self, sequences: Seq[Sequence]) -> CohortState:
         """What `generate()` has before its loop: for an encoder-decoder model the encoder has run."""
+        self._forget()
         ids, mask = self._pad([sequence.tokens[: sequence.prompt_length] for sequence in sequences])
         begun: list[CohortState] = []
 
@@ -105,30 +103,33 @@ class GenerateSteps:
         )
         return begun[0]
 
-    def _forward_whole(self, state: CohortState, *, scored: bool) -> torch.Tensor:
-        """The first pass over whole prompts, as generate()'s; logits [rows, tokens or 1, vocab]."""
-        kwargs = state.kwargs | ({"logits_to_keep": 0} if scored and "logits_to_keep" in state.kwargs else {})
-        output = self._model._prefill(state.input_ids, state.config, kwargs)
-        return self._remember(state, output)
+    def _forget(self) -> None:
+        """RecurrentGemma keeps its state in its modules, where the next prompt of one token would find it."""
+        for module in self._keepers:
+            for name in MODULE_STATES:
+                if hasattr(module, name):
+                    setattr(module, name, None)
 
-    def _forward_part(self, state: CohortState, start: int, chunk: Chunk, *, scored: bool) -> torch.Tensor:
-        """A part of a single prompt."""
+    def _forward_part(self, state: CohortState, chunk: Chunk) -> torch.Tensor:
+        """A single prompt, or the next part of it."""
         kwargs = dict(state.kwargs)
-        if scored and "logits_to_keep" in kwargs:
-            kwargs["logits_to_keep"] = 0
         if kwargs.get("attention_mask") is not None:
             kwargs["attention_mask"] = kwargs["attention_mask"][:, : chunk.end]
         if kwargs.get("position_ids") is not None:
-            kwargs["position_ids"] = kwargs["position_ids"][..., start : chunk.end]
+            kwargs["position_ids"] = kwargs["position_ids"][..., chunk.start : chunk.end]
         inputs = self._model.prepare_inputs_for_generation(
-            state.input_ids[:, start : chunk.end], is_first_iteration=start == 0, **kwargs
+            state.input_ids[:, chunk.start : chunk.end], is_first_iteration=chunk.start == 0, **kwargs
         )
+        if chunk.scored and "logits_to_keep" in inputs:
+            # Here, since some models set it themselves where they prepare their inputs.
+            inputs["logits_to_keep"] = 0
         output = self._model(**inputs, return_dict=True)
+        logits: torch.Tensor = output.logits[0]
         if chunk.end == chunk.sequence.prompt_length:
-            return self._remember(state, output)
-        state.kwargs["past_key_values"] = output.past_key_values
-        logits: torch.Tensor = output.logits
-        return logits
+            self._remember(state, output)
+        else:
+            state.kwargs["past_key_values"] = output.past_key_values
+        return logits[logits.shape[0] - chunk.logit_rows :]
 
     def _call(self, state: CohortState, inputs: dict[str, Any]) -> torch.Tensor:
         return self._remember(state, self._model(**inputs, return_dict=True))

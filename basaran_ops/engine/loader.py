@@ -34,6 +34,7 @@ def load_engine(checkpoint: Checkpoint, settings: Settings) -> tuple[Engine, Mod
         tokenizer_path=str(checkpoint.tokenizer_path),
         context_length=runner.context_length,
         completion_length=runner.completion_length,
+        scores_prompts=runner.scores_prompts,
         vocab_size=model.get_input_embeddings().weight.shape[0],
         eos_token_ids=eos,
         dtype=str(model.dtype).removeprefix("torch."),

@@ -33,6 +33,7 @@ class PackedRunner:
 
     name = "packed"
     completion_length: int | None = None
+    scores_prompts = True
 
     def __init__(self, model: PreTrainedModel, wish: ContextWish) -> None:
         if model.config.is_encoder_decoder:

@@ -18,6 +18,14 @@ from .sequence import Chunk, Sequence
 
 log = logging.getLogger(__name__)
 
+SPARSE = ("index_topk", "index_topk_blocks")
+"""Names in a config of how many keys each token chooses to see. Beyond so many, more than a probe has,
+padding and chunks would change the choice.
+"""
+
+DECODED = 4
+"""Tokens decoded after each prompt."""
+
 Pairs = list[tuple[torch.Tensor, torch.Tensor]]
 """Logits, and those that they should be."""
 
@@ -30,16 +38,23 @@ class PaddedProbe:
         self._model = model
         self._short = probe_ids(model, 5, offset=3)
         self._long = probe_ids(model, PROBE_TOKENS)
+        self._other = probe_ids(model, PROBE_TOKENS, offset=2)
         self._alone = {}
         for prompt in (self._short, self._long):
             self._alone[len(prompt)] = self._run_alone(prompt)
 
     def abilities(self) -> CohortAbilities:
+        batches = self._holds(self._batches)
         return CohortAbilities(
-            pads=self._holds(self._pads),
-            chunks=self._holds(self._chunks),
+            batches=batches,
+            pads=batches and not self._is_sparse() and self._holds(self._pads),
+            chunks=not self._is_sparse() and self._holds(self._chunks),
             interleaves=self._holds(self._interleaves),
         )
+
+    def scores(self) -> bool:
+        """Whether the logits at a prompt's tokens are what the model thinks will follow each."""
+        return self._holds(self._scores)
 
     def drops(self) -> bool:
         """Whether rows can be taken out of a batch."""
@@ -61,11 +76,11 @@ class PaddedProbe:
         return per_token, max(0, sizes[0] - per_token * len(self._short))
 
     def _run_alone(self, prompt: list[int]) -> list[torch.Tensor]:
-        """Logits after the prompt and after each of two tokens more."""
+        """Logits after the prompt and after each token more."""
         cohort = self._cohort(prompt)
         try:
             logits = [self._steps.prefill(cohort, self._prompt_chunks(cohort))]
-            logits += [self._steps.advance(cohort, self._next_chunks(cohort)) for _ in range(2)]
+            logits += [self._steps.advance(cohort, self._next_chunks(cohort)) for _ in range(DECODED)]
         except Exception as error:
             raise RunnerUnfit(f"{type(self._model).__name__}: {type(error).__name__}: {error}") from error
         if not all(bool(row.isfinite().all()) for row in logits):
@@ -80,11 +95,35 @@ class PaddedProbe:
             return False
         return all(relative_error(logits, reference) <= tolerance(self._model) for logits, reference in pairs)
 
+    def _is_sparse(self) -> bool:
+        config = self._model.config.get_text_config()
+        return any(hasattr(config, name) for name in SPARSE)
+
+    def _scores(self) -> Pairs:
+        if self._model.config.is_encoder_decoder:
+            raise ValueError("a decoder never reads the prompt")
+        beginning = self._run_alone(self._long[:5])
+        cohort = self._cohort(self._long)
+        (sequence,) = cohort.sequences
+        chunk = Chunk(sequence, 0, 0, sequence.prompt_length, scored=True)
+        logits = self._steps.prefill(cohort, [chunk])
+        return [(logits[4], beginning[0][0]), (logits[-1], self._alone[len(self._long)][0][0])]
+
+    def _batches(self) -> Pairs:
+        pairs = self._batch(self._other, self._long)
+        reference = self._alone[len(self._long)]
+        return [(logits[-1:], reference[step]) for step, (logits, _) in enumerate(pairs)]
+
     def _pads(self) -> Pairs:
-        cohort = self._cohort(self._short, self._long)
+        return self._batch(self._short, self._long)
+
+    def _batch(self, *prompts: list[int]) -> Pairs:
+        """The steps of two prompts together; beside each what the short and the long one give alone."""
+        cohort = self._cohort(*prompts)
         steps = [self._steps.prefill(cohort, self._prompt_chunks(cohort))]
-        steps += [self._steps.advance(cohort, self._next_chunks(cohort)) for _ in range(2)]
-        return [(step, torch.cat(self._references(i))) for i, step in enumerate(steps)]
+        # Several: some models go wrong only once they read what they kept.
+        steps += [self._steps.advance(cohort, self._next_chunks(cohort)) for _ in range(DECODED)]
+        return [(step, torch.cat(self._references(number))) for number, step in enumerate(steps)]
 
     def _chunks(self) -> Pairs:
         if self._model.config.is_encoder_decoder:
@@ -102,18 +141,17 @@ class PaddedProbe:
         pairs = []
         for cohort, reference in zip(cohorts, self._references(0), strict=True):
             pairs.append((self._steps.prefill(cohort, self._prompt_chunks(cohort)), reference))
-        for step in (1, 2):
+        for step in range(1, DECODED + 1):
             for cohort, reference in zip(cohorts, self._references(step), strict=True):
                 pairs.append((self._steps.advance(cohort, self._next_chunks(cohort)), reference))
         return pairs
 
     def _drops(self) -> Pairs:
         # Of equal lengths, so that what padding does plays no part.
-        other = probe_ids(self._model, PROBE_TOKENS, offset=2)
-        cohort = self._cohort(other, self._long, other)
+        cohort = self._cohort(self._other, self._long, self._other)
         self._steps.prefill(cohort, self._prompt_chunks(cohort))
         pairs = []
-        for step in (1, 2):
+        for step in range(1, DECODED + 1):
             _, middle, _ = self._next_chunks(cohort)
             if step == 1:
                 self._steps.drop(cohort, [middle.sequence])
@@ -125,7 +163,7 @@ class PaddedProbe:
         return [self._alone[len(prompt)][step] for prompt in (self._short, self._long)]
 
     def _cohort(self, *prompts: list[int]) -> Cohort:
-        params = SamplingParams(max_tokens=4)
+        params = SamplingParams(max_tokens=DECODED + 1)
         cohort = Cohort(
             Sequence(number, tuple(prompt), params, None) for number, prompt in enumerate(prompts)
         )

@@ -36,6 +36,7 @@ class PaddedRunner:
             probe = PaddedProbe(self._steps, model)
             self.abilities = probe.abilities()
             self._drops = probe.drops()
+            self.scores_prompts = probe.scores()
             slot_token_bytes, slot_bytes = probe.slot_bytes()
         self.context_length = fit_context(
             wish,

@@ -18,6 +18,9 @@ class ModelRunner(Protocol):
     completion_length: int | None
     """Tokens of a completion, where it does not share the prompt's context."""
 
+    scores_prompts: bool
+    """Whether the logits at a prompt's tokens are what the model thinks will follow each."""
+
     def run(self, batch: Batch) -> torch.Tensor:
         """Logits [rows, vocab], float32: each chunk's last `logit_rows` tokens, chunk by chunk."""
         ...

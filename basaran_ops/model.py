@@ -19,7 +19,8 @@ from .pool import GenerationPool, ThreadTransport
 from .pool.engine_loop import SteppingEngine
 from .sampling_params import SamplingParams
 from .settings import Settings
-from .stream_model import Prompt, StreamModel, TextStream
+from .stream_model import Prompt, StreamModel
+from .text_stream import TextStream
 
 
 class ChoiceDict(TypedDict):

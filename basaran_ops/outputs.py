@@ -80,7 +80,7 @@ class ModelInfo:
     model. None for others.
     """
     scores_prompts: bool = True
-    """Whether prompts can have log-probabilities: the decoder of an encoder-decoder model never reads them."""
+    """Whether prompts can have log-probabilities: an encoder-decoder model's decoder never reads them."""
     load_seconds: float = field(default=0.0, compare=False)
 
     def room_after(self, prompt_length: int) -> int:

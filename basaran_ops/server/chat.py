@@ -10,7 +10,7 @@ from typing import Any
 from flask import Blueprint, Response, request
 
 from ..errors import ContextLengthExceeded
-from ..stream_model import TextOutput, TextToken
+from ..text_stream import TextOutput, TextToken
 from .conversation import encode
 from .generation import collect, respond, usage
 from .logprobs import chat_logprobs

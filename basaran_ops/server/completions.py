@@ -9,7 +9,7 @@ from typing import Any
 
 from flask import Blueprint, Response, request
 
-from ..stream_model import TextOutput, TextToken
+from ..text_stream import TextOutput, TextToken
 from .generation import WholeChoice, collect, respond, usage
 from .logprobs import completion_logprobs
 from .protocol import CompletionRequest

@@ -10,7 +10,7 @@ from typing import Any
 from flask import Response, jsonify, request
 
 from ..errors import BasaranError, StreamClosed
-from ..stream_model import TextOutput, TextStream, TextToken
+from ..text_stream import TextOutput, TextStream, TextToken
 from . import sse
 from .error_responses import error_body, unexpected
 from .service import service

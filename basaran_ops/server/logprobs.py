@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..stream_model import TextToken
 from ..text.tokenizer import Tokenizer
+from ..text_stream import TextToken
 
 LEAST = -9999.0
 """Written for minus infinity, which JSON cannot say."""

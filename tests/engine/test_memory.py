@@ -39,3 +39,25 @@ def test_no_limit_leaves_the_machines_memory(
     (tmp_path / "memory.current").write_text("1")
     available = psutil.virtual_memory().available
     assert available_bytes(CPU) == pytest.approx(available, rel=0.2)
+
+
+def show_gpus(
+    monkeypatch: pytest.MonkeyPatch, *, free: list[int], reserved: int = 0, share: float = 1
+) -> None:
+    """GPUs of 1000 bytes."""
+    cuda = torch.cuda
+    monkeypatch.setattr(cuda, "mem_get_info", lambda device: (free[device.index], 1000))
+    monkeypatch.setattr(cuda, "get_per_process_memory_fraction", lambda device: share)
+    monkeypatch.setattr(cuda, "memory_reserved", lambda device: reserved)
+
+
+def test_a_gpu_has_what_is_free_within_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    show_gpus(monkeypatch, free=[600])
+    assert available_bytes(torch.device("cuda", 0)) == 600
+    show_gpus(monkeypatch, free=[600], reserved=300, share=0.5)
+    assert available_bytes(torch.device("cuda", 0)) == 200
+
+
+def test_several_gpus_have_as_many_times_what_the_fullest_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    show_gpus(monkeypatch, free=[700, 400, 600])
+    assert available_bytes(*(torch.device("cuda", index) for index in range(3))) == 1200

@@ -9,7 +9,7 @@ import pytest
 
 from basaran_ops.errors import EngineFailed, StreamClosed
 from basaran_ops.server import generation, sse
-from basaran_ops.stream_model import TextOutput, TextStream
+from basaran_ops.text_stream import TextOutput, TextStream
 
 
 class Stream:

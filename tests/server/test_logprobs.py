@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from basaran_ops.server.logprobs import chat_logprobs, completion_logprobs
-from basaran_ops.stream_model import TextToken
 from basaran_ops.text.tokenizer import Tokenizer
+from basaran_ops.text_stream import TextToken
 
 from ..tiny_models import tiny_tokenizer
 

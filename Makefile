@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help run clients test lint format check fuzz models docs clean
+.PHONY: help run clients tools test lint format check fuzz models docs clean
 
 help:  ## Say what the verbs do.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -14,7 +14,17 @@ run: .venv/installed  ## Serve MODEL (empty: a small default model) on port 8000
 
 clients: .venv/installed-clients  ## Install what the tests of clients need beside the other tests.
 
-test: .venv/installed-clients  ## Run all tests, the end-to-end ones with the default model included.
+# Not into .venv, being no Python: promtool and a Prometheus, from the system's packages.
+tools:  ## Install Prometheus, which tests of rules and dashboard run (Debian, as root).
+	@if command -v promtool >/dev/null && command -v prometheus >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends prometheus; \
+	else \
+		echo "promtool or prometheus is missing: as root, apt-get install prometheus (macOS: brew install prometheus)" >&2; \
+		exit 1; \
+	fi
+
+test: tools .venv/installed-clients  ## Run all tests, the end-to-end ones with the default model included.
 	$(BIN)/pytest
 
 lint: .venv/installed-test  ## Check style, types and layers.

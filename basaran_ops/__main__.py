@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from .pool.placement import placements
 from .settings import InvalidSettings, Settings
+from .telemetry.tracing import check_tracing
 
 USAGE = """\
 usage: basaran-ops [--help | --version]
@@ -30,6 +31,7 @@ def main() -> NoReturn:
         sys.exit(0 if arguments in (["--help"], ["-h"]) else 2)
     try:
         placements(Settings.from_environment(os.environ), os.environ)
+        check_tracing(os.environ)
     except InvalidSettings as error:
         print(f"invalid settings:\n{error}", file=sys.stderr)
         sys.exit(2)

@@ -37,7 +37,7 @@ class ContextLengthExceeded(InvalidRequest):
 
 
 class ModelNotFound(BasaranError):
-    """The path names a model that this server does not serve."""
+    """The request names a model that is not served, or an adapter that the model does not have."""
 
     status = 404
     type = "invalid_request_error"
@@ -88,13 +88,13 @@ class EngineFailed(BasaranError):
 
 
 class DeadlineExceeded(BasaranError):
-    """The server is shutting down and the time to finish is over."""
+    """The time that a request had is over: its own, the queue's, or the server's, which is shutting down."""
 
     status = 503
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, code="shutting_down")
-        self.retry_after = 5
+    def __init__(self, message: str, *, code: str = "shutting_down", retry_after: int = 5) -> None:
+        super().__init__(message, code=code)
+        self.retry_after = retry_after
 
 
 class StreamClosed(BasaranError):

@@ -8,7 +8,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypedDict
 
@@ -36,15 +37,20 @@ class LibraryModel(StreamModel):
     """A StreamModel whose engine runs on a thread of this process. Close it, or use it in a with block."""
 
     def __call__(
-        self, prompt: Prompt, *, stop: str | tuple[str, ...] = (), **params: Any
+        self,
+        prompt: Prompt,
+        *,
+        stop: str | tuple[str, ...] = (),
+        adapter: str | None = None,
+        **params: Any,
     ) -> Iterator[ChoiceDict]:
-        """Generate text for one prompt; yields choices as they grow.
+        """Generate text for one prompt, by the model or one of its adapters; yields choices as they grow.
 
         Takes SamplingParams' fields. Raises InvalidRequest for values outside their range, TypeError for
-        unknown names. Closing the iterator ends the generation.
+        unknown names, ModelNotFound for an unknown adapter. Closing the iterator ends the generation.
         """
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        return _choices(self.generate([prompt], SamplingParams(stop=stops, **params)))
+        return _choices(self.generate([prompt], SamplingParams(stop=stops, **params), adapter=adapter))
 
     def __enter__(self) -> Self:
         return self
@@ -75,13 +81,16 @@ def load_model(
     local_files_only: bool = False,
     trust_remote_code: bool = False,
     half_precision: bool = False,
+    adapters: Mapping[str, str | Path] | None = None,
     **settings: Any,
 ) -> LibraryModel:
     """Load a model and wait until it is ready. The arguments are Basaran's; any other setting goes by its
-    name in lower case, such as engine_slots=8.
+    name in lower case, such as engine_slots=8. `adapters` are MODEL_ADAPTERS: directory or hub id by name.
 
     Raises ModelLoadError if it cannot be loaded, pydantic.ValidationError for a bad setting.
     """
+    if adapters is not None:
+        settings["model_adapters"] = ",".join(f"{name}={source}" for name, source in adapters.items())
     chosen = Settings(
         model=name_or_path,
         model_revision=revision or "",

@@ -32,6 +32,10 @@ class SequenceOutput:
     """The next of the prompt's tokens, in order, the prompt's first token left out: nothing precedes it."""
     cached_tokens: int = 0
     """With the first new token: how many of the prompt's tokens an earlier sequence had computed."""
+    scheduled_at: float | None = None
+    """With its first output: when its first step began, in seconds of time.monotonic(), which all processes
+    of a machine share.
+    """
     error: str | None = None
     """Set exactly when finish_reason is "error"."""
 
@@ -56,6 +60,12 @@ class EngineStats:
     """Prompt tokens looked for in what earlier sequences computed, since the engine started."""
     prefix_hits: int = 0
     """Of those, tokens that were found."""
+    out_of_memory: int = 0
+    """Times that the device had no memory left for a step, since the engine started."""
+    memory_used: int = 0
+    """Bytes of the device's memory that the engine holds; on a CPU, of the machine's."""
+    memory_total: int = 0
+    """Bytes that the device has."""
     duration: float = 0.0
     """Seconds the last step took."""
 
@@ -81,6 +91,8 @@ class ModelInfo:
     """
     scores_prompts: bool = True
     """Whether prompts can have log-probabilities: an encoder-decoder model's decoder never reads them."""
+    adapters: tuple[str, ...] = ()
+    """Names of its adapters."""
     load_seconds: float = field(default=0.0, compare=False)
 
     def room_after(self, prompt_length: int) -> int:

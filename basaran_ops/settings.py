@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -58,6 +58,11 @@ class Settings(BaseModel):
     model_load_in_8bit: bool = Field(False, description="8-bit weights by bitsandbytes.")
     model_load_in_4bit: bool = Field(False, description="4-bit weights by bitsandbytes.")
 
+    model_adapters: str = Field(
+        "",
+        description="LoRA adapters served beside the model: name=directory or name=hub id, separated by "
+        "commas.",
+    )
     model_chat_template: str = Field(
         "", description="File with a chat template to use instead of the tokenizer's."
     )
@@ -82,11 +87,17 @@ class Settings(BaseModel):
         1, description="Engines, each on GPUs of its own or on its share of the cores."
     )
     gpus_per_replica: Positive = Field(
-        1, description="GPUs of one engine; over several its layers are spread, for a model too large for one."
+        1,
+        description="GPUs of one engine; over several its layers are spread, for a model too large for one.",
     )
     engine_device: str = Field("auto", description="auto, cpu, cuda or mps.")
     engine_threads: Positive | None = Field(
         None, description="Threads of one engine on a CPU. Unset: the cores, shared among replicas."
+    )
+    engine_stall_timeout: int = Field(
+        120,
+        ge=0,
+        description="Seconds after which an engine that has work and does no step is replaced. 0: never.",
     )
     engine_kv_fraction: Fraction | None = Field(
         None,
@@ -126,6 +137,19 @@ class Settings(BaseModel):
         90, ge=0, description="Seconds that running requests have to finish after SIGTERM."
     )
 
+    server_request_timeout: Positive | None = Field(
+        None, description="Seconds a request may take; then it ends with an error. Unset: no limit."
+    )
+    server_queue_timeout: Positive | None = Field(
+        None, description="Seconds a request may wait for its first token. Unset: no limit."
+    )
+    management_port: int = Field(
+        9000, ge=0, le=65535, description="Port of /livez, /readyz, /metrics, /drain and /state."
+    )
+    management_vllm_aliases: bool = Field(
+        False, description="Tell metrics under vLLM's names too, for gateways that know only those."
+    )
+
     # Completions
     completion_max_prompt: Positive | None = Field(
         None, description="Characters of a prompt; more get 400. Unset: the context decides."
@@ -141,6 +165,7 @@ class Settings(BaseModel):
 
     # Logs
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
+    log_prompts: bool = Field(False, description="Log the text of prompts and completions.")
     log_format: Literal["auto", "json", "console"] = Field(
         "auto", description="auto: console on a terminal, else JSON."
     )
@@ -152,6 +177,7 @@ class Settings(BaseModel):
             faults.append("MODEL_LOAD_IN_8BIT and MODEL_LOAD_IN_4BIT exclude each other")
         if self.model_half_precision and self.model_dtype not in ("auto", "float16"):
             faults.append(f"MODEL_HALF_PRECISION is float16, but MODEL_DTYPE is {self.model_dtype}")
+        faults += self._faulty_adapters()
         if self.engine_token_budget < self.engine_slots:
             faults.append(
                 f"ENGINE_TOKEN_BUDGET={self.engine_token_budget} must be at least "
@@ -163,6 +189,8 @@ class Settings(BaseModel):
                 f"SERVER_QUEUE_LIMIT + {HEADROOM} = {self.capacity + HEADROOM}, or waiting requests block "
                 "all others"
             )
+        if self.management_port == self.port and self.port:
+            faults.append(f"MANAGEMENT_PORT={self.management_port} must not be PORT's")
         if self.server_connection_limit <= self.threads:
             faults.append(
                 f"SERVER_CONNECTION_LIMIT={self.server_connection_limit} must be above the "
@@ -176,6 +204,22 @@ class Settings(BaseModel):
     def served_name(self) -> str:
         """The model's name in the API."""
         return self.server_model_name or self.model or DEFAULT_MODEL_NAME
+
+    @property
+    def adapters(self) -> dict[str, str]:
+        """Directory or hub id of each adapter by its name."""
+        return {name: source for name, source, _ in _split_adapters(self.model_adapters)}
+
+    def _faulty_adapters(self) -> list[str]:
+        faults = []
+        seen = {self.served_name: "is the model's own name"}
+        for name, source, entry in _split_adapters(self.model_adapters):
+            if not name or not source:
+                faults.append(f"MODEL_ADAPTERS: {entry!r} is not of the form name=directory")
+            elif name in seen:
+                faults.append(f"MODEL_ADAPTERS: {name!r} {seen[name]}")
+            seen.setdefault(name, "is there twice")
+        return faults
 
     @property
     def capacity(self) -> int:
@@ -198,6 +242,14 @@ class Settings(BaseModel):
             return cls.model_validate(values)
         except ValidationError as error:
             raise InvalidSettings(_faults(error)) from None
+
+
+def _split_adapters(text: str) -> Iterator[tuple[str, str, str]]:
+    """Name and source of each entry, and the entry itself."""
+    for entry in (part.strip() for part in text.split(",")):
+        if entry:
+            name, _, source = entry.partition("=")
+            yield name.strip(), source.strip(), entry
 
 
 def _faults(error: ValidationError) -> list[str]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from .errors import ContextLengthExceeded, InvalidRequest, NotReady
+from .errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, NotReady
 from .outputs import ModelInfo
 from .pool import GenerationPool, SequenceWork
 from .sampling_params import SamplingParams
 from .text.chat_template import ChatTemplate
 from .text.tokenizer import Tokenizer
-from .text_stream import Choice, TextStream
+from .text_stream import Choice, TextStream, Watch
 
 Prompt = str | Sequence[int] | None
 """Text, token ids, or None for the model's own beginning."""
@@ -86,15 +86,19 @@ class StreamModel:
         suffix: str = "",
         echo: bool = False,
         fit: bool = False,
+        adapter: str | None = None,
+        watch: Watch | None = None,
     ) -> TextStream:
         """Start generating `params.n` choices for each prompt; choice j of prompt i has index i * n + j.
 
         With `suffix` the text between prompt and suffix is generated; with `echo` each choice's text begins
-        with its prompt; with `fit` max_tokens shrinks to what the prompt leaves of the context. Raises
-        InvalidRequest, ContextLengthExceeded, Overloaded or NotReady
-        before anything is generated.
+        with its prompt; with `fit` max_tokens shrinks to what the prompt leaves of the context; with
+        `adapter` the model is the one with that adapter; `watch` says who is told. Raises InvalidRequest,
+        ContextLengthExceeded, ModelNotFound, Overloaded or NotReady before anything is generated.
         """
         loaded = self._ready()
+        if adapter is not None and adapter not in loaded.info.adapters:
+            raise ModelNotFound(adapter)
         self.check_token_ids("logit_bias", (token for token, _ in params.logit_bias))
         self.check_token_ids("stop_token_ids", params.stop_token_ids)
         separate = loaded.info.completion_length is not None
@@ -108,12 +112,14 @@ class StreamModel:
             if not isinstance(prompt, str):
                 self.check_token_ids("prompt", prompt or ())
             ids = _encode(loaded.tokenizer, prompt, suffix)
+            # A tokenizer may have tokens that the model was never given.
+            self.check_token_ids("prompt", (max(ids),))
             own = _fitted(loaded.info, ids, params, fit=fit)
             prompt_tokens += len(ids)
             text = prompt if isinstance(prompt, str) else loaded.tokenizer.decode(prompt or ())
             choices += [
                 Choice(
-                    SequenceWork(ids, own, own.seed_of(number)),
+                    SequenceWork(ids, own, own.seed_of(number), adapter),
                     loaded.tokenizer,
                     text,
                     echo=echo,
@@ -121,7 +127,7 @@ class StreamModel:
                 )
                 for number in range(params.n)
             ]
-        return TextStream(self.pool, choices, prompt_tokens)
+        return TextStream(self.pool, choices, prompt_tokens, watch)
 
     def close(self) -> None:
         """End all requests and the engines."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from .outputs import FinishReason, TokenLogprob
+from .errors import DeadlineExceeded, StreamClosed
+from .outputs import FinishReason, SequenceOutput, TokenLogprob
 from .pool import GenerationPool, SequenceWork, StreamOutput, TokenStream
+from .records import ChoiceRecord, Listeners, Outcome, RequestContext, RequestListener, RequestRecord
 from .text.detokenizer import Detokenizer
 from .text.stop_checker import StopChecker
 from .text.tokenizer import Tokenizer
@@ -54,13 +58,44 @@ class Usage:
     completion_tokens: int = field(default=0)
 
 
-class TextStream:
-    """The text of one request as it comes. Iterated by one thread; closed by anyone."""
+@dataclass(frozen=True, slots=True)
+class TimeLimits:
+    """Seconds that a request may take; None for as long as it likes."""
 
-    def __init__(self, pool: GenerationPool, choices: list[Choice], prompt_tokens: int) -> None:
+    queue: float | None = None
+    """Until its first token."""
+    total: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Who is told of a request, and how long it may take."""
+
+    context: RequestContext = field(default_factory=RequestContext)
+    listener: RequestListener = field(default_factory=Listeners)
+    limits: TimeLimits = TimeLimits()
+    keep_text: bool = False
+    """Whether the record of its end holds its text."""
+
+
+class TextStream:
+    """The text of one request as it comes. Iterated by one thread; closed by anyone.
+
+    `_record_lock` guards `_recorded`, `usage` and what is counted of choices: whoever takes `_recorded` from
+    False to True tells of the end, and nothing is counted after that.
+    """
+
+    def __init__(
+        self, pool: GenerationPool, choices: list[Choice], prompt_tokens: int, watch: Watch | None = None
+    ) -> None:
         self.usage = Usage(prompt_tokens)
         self._pool = pool
         self._choices = choices
+        self._watch = watch or Watch()
+        self._arrived_at = time.monotonic()
+        self._record_lock = threading.Lock()
+        self._recorded = False
+        self._error: Exception | None = None
         # Nothing to generate and nothing to score needs no engine; all choices are alike in that.
         params = choices[0].work.params
         self._idle = params.max_tokens == 0 and not params.prompt_logprobs
@@ -69,15 +104,17 @@ class TextStream:
     def outputs(self, idle: float | None = None) -> Iterator[list[TextOutput]]:
         """Yield what is new, several choices at once where they came together.
 
-        Yields [] when nothing came for `idle` seconds. Raises the error that ended the request, or
-        StreamClosed. Closes itself at the end.
+        Yields [] when nothing came for `idle` seconds. Raises the error that ended the request,
+        DeadlineExceeded at the end of its time, or StreamClosed. Closes itself at the end.
         """
         try:
             if self._idle:
-                yield [TextOutput(i, choice.echoed(), "length") for i, choice in enumerate(self._choices)]
+                self._watch.listener.prompt_read(self._watch.context, self.usage.prompt_tokens, 0)
+                yield [self._echo(index, choice) for index, choice in enumerate(self._choices)]
                 return
             while True:
-                taken = self._stream.take(idle)
+                taken = self._stream.take(self._patience(idle))
+                self._check_time()
                 if taken is None:
                     yield []
                     continue
@@ -86,12 +123,88 @@ class TextStream:
                 texts = [text for output in taken if (text := self._decode(output)) is not None]
                 if texts:
                     yield texts
+        except GeneratorExit:
+            self.close(client_gone=True)
+            raise
+        except Exception as error:
+            self._error = error
+            raise
         finally:
             self.close()
 
-    def close(self) -> None:
-        """End the request. Idempotent, from any thread."""
+    def close(self, *, client_gone: bool = False) -> bool:
+        """End the request. Idempotent, from any thread. Whether this call ended it."""
+        with self._record_lock:
+            first, self._recorded = not self._recorded, True
+            record = self._record(client_gone) if first else None
         self._pool.release(self._stream)
+        if record is not None:
+            self._watch.listener.request_ended(record)
+        return first
+
+    def _echo(self, index: int, choice: Choice) -> TextOutput:
+        choice.finish_reason = "length"
+        return TextOutput(index, choice.echoed(), "length")
+
+    def _patience(self, idle: float | None) -> float | None:
+        """Seconds to wait for an output."""
+        left = [seconds for seconds in (idle, *self._time_left()) if seconds is not None]
+        return max(0.0, min(left)) if left else None
+
+    def _time_left(self) -> tuple[float | None, float | None]:
+        """Seconds until the queue's limit, while that counts, and until the request's own."""
+        passed = time.monotonic() - self._arrived_at
+        limits = self._watch.limits
+        queued = not any(choice.begun for choice in self._choices)
+        return (
+            limits.queue - passed if queued and limits.queue is not None else None,
+            limits.total - passed if limits.total is not None else None,
+        )
+
+    def _check_time(self) -> None:
+        queue, total = self._time_left()
+        if total is not None and total <= 0:
+            limit = self._watch.limits.total
+            raise DeadlineExceeded(f"the request took longer than {limit:g} s", code="request_timeout")
+        if queue is not None and queue <= 0:
+            limit = self._watch.limits.queue
+            raise DeadlineExceeded(f"no slot was free for {limit:g} s", code="queue_timeout")
+
+    def _record(self, client_gone: bool) -> RequestRecord:
+        watch, error = self._watch, self._error
+        return RequestRecord(
+            context=watch.context,
+            outcome=self._outcome(),
+            arrived_at=self._arrived_at,
+            ended_at=time.monotonic(),
+            prompt_tokens=self.usage.prompt_tokens,
+            cached_tokens=self.usage.cached_tokens,
+            completion_tokens=self.usage.completion_tokens,
+            max_tokens=self._choices[0].work.params.max_tokens,
+            choices=tuple(choice.record() for choice in self._choices),
+            status=self._status(client_gone),
+            error=None if error is None or isinstance(error, StreamClosed) else str(error),
+            client_gone=client_gone,
+            prompts=tuple(choice.prompt_text for choice in self._choices) if watch.keep_text else (),
+            texts=tuple("".join(choice.shown) for choice in self._choices) if watch.keep_text else (),
+        )
+
+    def _status(self, client_gone: bool) -> int:
+        if self._watch.context.streamed:
+            return 200
+        if client_gone:
+            return StreamClosed.status
+        return 200 if self._error is None else getattr(self._error, "status", 500)
+
+    def _outcome(self) -> Outcome:
+        if isinstance(self._error, DeadlineExceeded):
+            return "timeout"
+        if self._error is not None and not isinstance(self._error, StreamClosed):
+            return "error"
+        reasons = {choice.finish_reason for choice in self._choices}
+        if not reasons <= {"stop", "length"}:
+            return "abort"
+        return "length" if "length" in reasons else "stop"
 
     def _decode(self, event: StreamOutput) -> TextOutput | None:
         """The text of one output; None if there is nothing to show yet."""
@@ -99,9 +212,7 @@ class TextStream:
         if choice.has_ended():
             return None
         output = event.output
-        self.usage.completion_tokens += len(output.token_ids)
-        if event.index % choice.work.params.n == 0:
-            self.usage.cached_tokens += output.cached_tokens
+        self._tell(choice, output, counts_prompt=event.index % choice.work.params.n == 0)
         choice.score_prompt(output.prompt_logprobs)
         ended_by_token = output.finish_reason == "stop"
         for position, token in enumerate(output.token_ids):
@@ -117,6 +228,24 @@ class TextStream:
             return None
         return TextOutput(event.index, text, choice.finish_reason, tokens)
 
+    def _tell(self, choice: Choice, output: SequenceOutput, *, counts_prompt: bool) -> None:
+        """Count, and tell the listener, what an output brought. A prompt counts once, whatever n is."""
+        watch, now = self._watch, time.monotonic()
+        with self._record_lock:
+            if self._recorded:
+                # Its end was told, with what had come by then.
+                return
+            if counts_prompt and not choice.begun and output.finish_reason not in ("abort", "error"):
+                self.usage.cached_tokens += output.cached_tokens
+                length = len(choice.work.prompt_ids)
+                watch.listener.prompt_read(watch.context, length, output.cached_tokens)
+            before = choice.last_token_at
+            choice.count(output, now)
+            if output.token_ids:
+                self.usage.completion_tokens += len(output.token_ids)
+                gap = None if before is None else now - before
+                watch.listener.tokens_generated(watch.context, len(output.token_ids), gap)
+
 
 class Choice:
     """The text side of one sequence; touched by the request's own thread alone."""
@@ -127,8 +256,16 @@ class Choice:
         """`separate`: the completion does not go on where the prompt ends, but is a text of its own."""
         self.work = work
         self.finish_reason: FinishReason | None = None
+        self.prompt_text = prompt_text
+        self.shown: list[str] = []
+        """The pieces of its text."""
+        self.begun = False
+        """Whether it has had an output."""
+        self.last_token_at: float | None = None
+        self._first_token_at: float | None = None
+        self._scheduled_at: float | None = None
+        self._generated = 0
         self._scored = work.params.logprobs is not None
-        self._prompt_text = prompt_text
         self._echo = echo
         # An echoed prompt with log-probabilities is decoded token by token, and what follows along with it.
         told = echo and self._scored
@@ -153,12 +290,28 @@ class Choice:
             self._ready += rest
             self._detokenizer = Detokenizer(tokenizer.decode, [])
 
+    def count(self, output: SequenceOutput, now: float) -> None:
+        """Take note of when an output came and of how many tokens it has."""
+        if output.scheduled_at is not None:
+            self._scheduled_at = output.scheduled_at
+        self.begun = True
+        if output.token_ids:
+            self._generated += len(output.token_ids)
+            self._first_token_at = now if self._first_token_at is None else self._first_token_at
+            self.last_token_at = now
+
+    def record(self) -> ChoiceRecord:
+        """What is known of it by now."""
+        return ChoiceRecord(
+            self._generated, self.finish_reason, self._scheduled_at, self._first_token_at, self.last_token_at
+        )
+
     def has_ended(self) -> bool:
         return self.finish_reason is not None
 
     def echoed(self) -> str:
         """The text of a choice for which nothing is generated."""
-        return self._prompt_text if self._echo else ""
+        return self.prompt_text if self._echo else ""
 
     def score_prompt(self, logprobs: Sequence[TokenLogprob]) -> None:
         """Take the next prompt tokens' log-probabilities; stop strings do not match in a prompt."""
@@ -191,6 +344,7 @@ class Choice:
         if not self._ready and not self.has_ended():
             return "", ()
         text, self._ready = self._ready, ""
+        self.shown.append(text)
         self._shown += len(text)
         # While a character is unfinished, its text may still be added to the last token.
         kept = int(self.finish_reason is None and self._detokenizer.holding)

@@ -24,10 +24,12 @@ class RunningServer:
     """`python -m basaran_ops` on a free port; its log goes to a file."""
 
     def __init__(self, log: Path, command: list[str] | None = None, **settings: str) -> None:
-        self.port = free_port()
+        self.port, self.management_port = free_port(), free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        self.management_url = f"http://127.0.0.1:{self.management_port}"
         self.log = log
-        environ = os.environ | {"HOST": "127.0.0.1", "PORT": str(self.port)} | settings
+        ports = {"PORT": str(self.port), "MANAGEMENT_PORT": str(self.management_port)}
+        environ = os.environ | {"HOST": "127.0.0.1"} | ports | settings
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 command or [sys.executable, "-m", "basaran_ops"], env=environ, stdout=output, stderr=output

@@ -60,6 +60,38 @@ def test_settings_that_contradict_each_other_are_refused_together() -> None:
         assert name in text
 
 
+def test_adapters_are_directories_by_name() -> None:
+    settings = Settings(model_adapters=" fr = ./french, org/law-v1.5=org/law=2 ,")
+    assert settings.adapters == {"fr": "./french", "org/law-v1.5": "org/law=2"}
+    assert Settings().adapters == {}
+
+
+def test_every_fault_of_adapters_is_told_by_the_settings_name() -> None:
+    with pytest.raises(InvalidSettings) as raised:
+        Settings.from_environment(
+            {
+                "MODEL": "user/repo",
+                "MODEL_ADAPTERS": "fr,=x,de=,nl=a,nl=b,user/repo=d",
+                "MODEL_LOAD_IN_8BIT": "1",
+                "MODEL_LOAD_IN_4BIT": "1",
+            }
+        )
+    told = [line for line in raised.value.faults if line.startswith("MODEL_ADAPTERS: ")]
+    assert told == [
+        "MODEL_ADAPTERS: 'fr' is not of the form name=directory",
+        "MODEL_ADAPTERS: '=x' is not of the form name=directory",
+        "MODEL_ADAPTERS: 'de=' is not of the form name=directory",
+        "MODEL_ADAPTERS: 'nl' is there twice",
+        "MODEL_ADAPTERS: 'user/repo' is the model's own name",
+    ]
+    assert len(raised.value.faults) == 6
+
+
+def test_an_adapter_may_not_have_the_name_that_the_model_is_given() -> None:
+    with pytest.raises(ValidationError, match="MODEL_ADAPTERS: 'name' is the model's own name"):
+        Settings(model="user/repo", server_model_name="name", model_adapters="name=x")
+
+
 def test_threads_follow_slots_and_queue() -> None:
     settings = Settings(engine_slots=8, engine_replicas=2, server_queue_limit=10, engine_token_budget=64)
     assert settings.capacity == 26

@@ -8,6 +8,7 @@ from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
 from transformers.integrations.gguf import read_gguf_metadata
 
+from ..engine.weights import first_line
 from ..errors import ModelLoadError
 
 DIGIT_BY_DIGIT = frozenset(
@@ -21,8 +22,9 @@ def save_gguf_tokenizer(gguf: Path, directory: Path) -> None:
     """Convert the tokenizer, chat template included. Raises ModelLoadError if transformers cannot."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    except (OSError, ValueError, KeyError, NotImplementedError) as error:
-        raise ModelLoadError(f"{gguf}: its tokenizer cannot be converted: {error}") from error
+    except Exception as error:
+        # A damaged file fails wherever its reader happens to be.
+        raise ModelLoadError(f"{gguf}: its tokenizer cannot be converted: {first_line(error)}") from error
     if _pre_tokenizer_name(gguf) in DIGIT_BY_DIGIT:
         backend = tokenizer.backend_tokenizer
         digits = pre_tokenizers.Digits(individual_digits=True)

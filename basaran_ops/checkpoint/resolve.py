@@ -3,40 +3,50 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+from dataclasses import replace
 from pathlib import Path
 
 import platformdirs
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from ..engine.weights import Checkpoint
 from ..errors import ModelLoadError
 from ..settings import Settings
+from .adapters import resolve_adapters
 from .default_model import default_model
 from .directory import complete_directory
 from .gguf_tokenizer import save_gguf_tokenizer
+from .hub import download
+from .integrity import check_directory
 from .progress import Progress
 
-HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.py")
-"""What a model and its tokenizer are made of. Pickled weights are code and are left out."""
+log = logging.getLogger(__name__)
 
 
 def resolve(settings: Settings, progress: Progress) -> Checkpoint:
-    """Find, fetch or convert what MODEL names.
+    """Find, fetch or convert what MODEL and MODEL_ADAPTERS name.
 
     Raises ModelLoadError: permanent for what is missing or malformed, not for a hub that cannot be reached.
     """
+    return replace(_resolve_model(settings, progress), adapters=resolve_adapters(settings, progress))
+
+
+def _resolve_model(settings: Settings, progress: Progress) -> Checkpoint:
     name = settings.model
+    if settings.model_trust_remote_code:
+        log.warning("MODEL_TRUST_REMOTE_CODE: code that comes with the model may do all that this server may")
     if not name:
-        return _directory(default_model(cache_directory(settings), settings.model_local_files_only, progress))
+        return _directory(
+            default_model(cache_directory(settings), settings.model_local_files_only, progress), settings
+        )
     path = Path(name).expanduser()
     if path.is_dir():
-        return _directory(path)
+        return _directory(path, settings)
     if path.is_file():
         return _gguf(path, cache_directory(settings), progress)
     if path.suffix == ".gguf" or path.is_absolute() or name.startswith((".", "~")):
         raise ModelLoadError(f"MODEL={name}: no such file or directory")
-    return _directory(_download(settings, progress))
+    return _directory(download(settings, progress), settings)
 
 
 def cache_directory(settings: Settings) -> Path:
@@ -46,9 +56,10 @@ def cache_directory(settings: Settings) -> Path:
     return platformdirs.user_cache_path("basaran_ops")
 
 
-def _directory(path: Path) -> Checkpoint:
+def _directory(path: Path, settings: Settings) -> Checkpoint:
     if not (path / "config.json").is_file():
         raise ModelLoadError(f"MODEL={path}: there is no config.json in this directory")
+    check_directory(path, settings)
     return Checkpoint(path=path, tokenizer_path=path)
 
 
@@ -66,36 +77,3 @@ def _gguf(path: Path, cache: Path, progress: Progress) -> Checkpoint:
 
     complete_directory(directory, build)
     return Checkpoint(path=path.parent, tokenizer_path=directory, gguf_file=path.name)
-
-
-def _download(settings: Settings, progress: Progress) -> Path:
-    progress(f"fetching {settings.model} from the hub")
-    try:
-        path = Path(
-            snapshot_download(
-                settings.model,
-                revision=settings.model_revision or None,
-                cache_dir=settings.model_cache_dir or None,
-                local_files_only=settings.model_local_files_only,
-                allow_patterns=list(HUB_FILES),
-            )
-        )
-    except LocalEntryNotFoundError as error:
-        if settings.model_local_files_only:
-            raise ModelLoadError(f"MODEL={settings.model} is not in the local cache") from error
-        raise ModelLoadError(f"MODEL={settings.model}: the hub cannot be reached", permanent=False) from error
-    except HFValidationError as error:
-        raise ModelLoadError(f"MODEL={settings.model} is neither a file nor a hub id") from error
-    except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else 0
-        message = str(error).strip().splitlines()[-1]
-        raise ModelLoadError(
-            f"MODEL={settings.model}: {message}", permanent=status in (401, 403, 404)
-        ) from error
-    except OSError as error:
-        raise ModelLoadError(f"MODEL={settings.model}: {error}", permanent=False) from error
-    if not any(path.glob("*.safetensors")):
-        raise ModelLoadError(
-            f"MODEL={settings.model} has no safetensors weights; pickled ones run code when they are loaded"
-        )
-    return path

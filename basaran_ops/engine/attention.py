@@ -77,6 +77,8 @@ class StepPlan:
     """Where one step's tokens are written and what they see. Lives for one forward pass."""
 
     def __init__(self, batch: Batch, *, device: torch.device, dtype: torch.dtype) -> None:
+        self._batch = batch
+        self._elsewhere: dict[torch.device, StepPlan] = {}
         self._device = device
         self._dtype = dtype
         self.groups = group_decode_rows(batch.decoding)
@@ -95,6 +97,14 @@ class StepPlan:
         self._decode_masks: dict[int | None, list[torch.Tensor | None]] = {}
         self._prefill_masks: dict[int | None, list[torch.Tensor | None]] = {}
         self._gathers = [self._gather(group) for group in self.groups]
+
+    def on(self, device: torch.device) -> StepPlan:
+        """The same plan for layers on this device: a model may be spread over several."""
+        if device == self._device:
+            return self
+        if device not in self._elsewhere:
+            self._elsewhere[device] = StepPlan(self._batch, device=device, dtype=self._dtype)
+        return self._elsewhere[device]
 
     def gather(self, index: int) -> tuple[torch.Tensor, torch.Tensor] | None:
         """For a group with holes: (row of each slot, slot of each row); None without."""
@@ -212,14 +222,15 @@ class SlotAttention:
             end = query.shape[2]
             mask = causal_mask(0, end, 0, sliding_window, dtype=query.dtype, device=query.device)
             return kernel.prefill(query, key, value, mask).transpose(1, 2), None
+        plan = self.plan.on(query.device)
         self.cache.write(
             layer,
-            self.plan.write_slots,
-            self.plan.write_positions,
+            plan.write_slots,
+            plan.write_positions,
             key[0].transpose(0, 1),
             value[0].transpose(0, 1),
         )
-        return self._attend(self.cache, self.plan, kernel, layer, query, sliding_window), None
+        return self._attend(self.cache, plan, kernel, layer, query, sliding_window), None
 
     def _attend(
         self,

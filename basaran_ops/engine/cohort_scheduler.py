@@ -30,7 +30,8 @@ class CohortScheduler(Scheduler):
     """What waits when a step begins is formed into cohorts at once; cohorts take turns, a step each.
 
     A cohort's prompts together, padded, take no more tokens than the budget; a longer prompt is a cohort of
-    its own, read in chunks where the model allows that. So is one whose tokens want scores.
+    its own, read in chunks where the model allows that. So is one whose tokens want scores. A cohort has one
+    adapter.
     """
 
     def __init__(self, *, abilities: CohortAbilities, **limits: Any) -> None:
@@ -68,7 +69,7 @@ class CohortScheduler(Scheduler):
 
     def _joins(self, sequence: Sequence, members: list[Sequence]) -> bool:
         lengths = [member.prompt_length for member in (*members, sequence)]
-        alike = self._abilities.pads or len(set(lengths)) == 1
+        alike = sequence.adapter == members[0].adapter and (self._abilities.pads or len(set(lengths)) == 1)
         scored = sequence.scores_prompt or members[0].scores_prompt
         fits = max(lengths) * len(lengths) <= self.token_budget
         return self._abilities.batches and alike and not scored and fits

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import torch
 from transformers import PreTrainedModel
 
 from ..outputs import ModelInfo
 from ..settings import Settings
+from .adapters import Adapters
 from .constraints import Constraints, decoder_start
-from .devices import choose_device, choose_threads
+from .devices import choose_device, choose_threads, limit_gpu_memory
 from .engine import Engine
+from .memory import memory_use
 from .runners import choose_runner, make_scheduler
 from .weights import Checkpoint, load_model
 
@@ -26,6 +29,8 @@ def load_engine(checkpoint: Checkpoint, settings: Settings) -> tuple[Engine, Mod
     device = choose_device(settings.engine_device)
     _configure_torch(device, settings)
     model = load_model(checkpoint, settings, device)
+    # Before the runner is chosen: its probes see the model itself, as its adapters leave it.
+    adapters = Adapters(model, checkpoint.adapters)
     runner = choose_runner(model, settings, _kv_fraction(settings, device))
     eos = _eos_token_ids(model)
     scheduler = make_scheduler(runner, settings, eos)
@@ -41,23 +46,25 @@ def load_engine(checkpoint: Checkpoint, settings: Settings) -> tuple[Engine, Mod
         device=str(model.device),
         runner=runner.name,
         slots=settings.engine_slots,
+        adapters=adapters.names,
         load_seconds=time.perf_counter() - started,
     )
-    return Engine(runner, scheduler, constraints), info
+    return Engine(runner, scheduler, constraints, partial(memory_use, model.device), adapters), info
 
 
 def _configure_torch(device: torch.device, settings: Settings) -> None:
     if device.type == "cpu":
         torch.set_num_threads(choose_threads(settings))
-    if device.type == "cuda" and settings.cuda_memory_fraction < 1:
-        torch.cuda.set_per_process_memory_fraction(settings.cuda_memory_fraction)
+    limit_gpu_memory(settings, device)
 
 
 def _kv_fraction(settings: Settings, device: torch.device) -> float:
     if settings.engine_kv_fraction is not None:
         return settings.engine_kv_fraction
-    # Replicas on one CPU share its memory and see the same amount free.
-    return 0.5 / settings.engine_replicas if device.type == "cpu" else 0.9
+    if device.type == "cuda":
+        return 0.9
+    # Replicas share the machine's memory and see the same amount free.
+    return 0.5 / settings.engine_replicas
 
 
 def _eos_token_ids(model: PreTrainedModel) -> frozenset[int]:

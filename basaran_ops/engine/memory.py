@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -10,11 +11,52 @@ import torch
 CGROUP = Path("/sys/fs/cgroup")
 
 
-def available_bytes(device: torch.device) -> int:
-    """Bytes that can still be allocated on the device.
+@dataclass(frozen=True, slots=True)
+class MemoryUse:
+    """Bytes of a device's memory."""
 
-    On a CPU the smaller of what the machine and what the control group has left.
+    used: int
+    """Held by this process."""
+    total: int
+
+
+NO_MEMORY = MemoryUse(0, 0)
+
+
+def memory_use(device: torch.device) -> MemoryUse:
+    """What this process holds of the device's memory; on a CPU, of the machine's."""
+    if device.type == "cuda":
+        return MemoryUse(
+            torch.cuda.memory_reserved(device), torch.cuda.get_device_properties(device).total_memory
+        )
+    if device.type == "mps":
+        return MemoryUse(torch.mps.driver_allocated_memory(), torch.mps.recommended_max_memory())
+    return MemoryUse(psutil.Process().memory_info().rss, psutil.virtual_memory().total)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an allocation failed, from which torch recovers."""
+    # On a CPU it is a plain RuntimeError.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def free_unused() -> None:
+    """Give back what torch keeps for later."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def available_bytes(*devices: torch.device) -> int:
+    """Bytes that can still be allocated for what is spread evenly over the devices.
+
+    On a CPU the smaller of what the machine and what the control group has left. On several GPUs as many
+    times what the fullest has left: a layer's keys and values stay where the layer is and layers are spread
+    evenly, so that each GPU takes an equal part and the fullest says when there is no more.
     """
+    return min(_available(device) for device in devices) * len(devices)
+
+
+def _available(device: torch.device) -> int:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         allowed = torch.cuda.get_per_process_memory_fraction(device) * total

@@ -65,7 +65,7 @@ class PackedRunner:
             wish,
             slot_token_bytes=bytes_per_token(self._attention.shapes),
             slot_bytes=0,
-            available=available_bytes(self._device),
+            available=available_bytes(*{shape.device for shape in self._attention.shapes.values()}),
         )
         try:
             self._attention.cache = SlotKVCache(

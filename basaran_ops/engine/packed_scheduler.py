@@ -13,11 +13,15 @@ class PackedScheduler(Scheduler):
     """Within a token budget per step. Every running sequence that decodes takes part in every step. What is
     left of the budget goes to prompts, in order of arrival, in chunks: a long prompt never stalls the running
     streams for longer than a step of `token_budget` tokens.
+
+    A step is of one adapter; those that running sequences have take turns, a step each.
     """
 
     def __init__(self, *, prefix_cache: bool = True, **limits: Any) -> None:
         super().__init__(**limits)
         self.cache = PrefixCache(self.slots, enabled=prefix_cache)
+        self._turns: list[str | None] = []
+        """Adapters, the one whose last step is the longest ago first."""
 
     @property
     def prefix_queries(self) -> int:  # type: ignore[override]
@@ -33,7 +37,8 @@ class PackedScheduler(Scheduler):
 
     def schedule(self) -> Batch:
         self._admit()
-        sequences = self.running.values()
+        adapter = self._next_adapter()
+        sequences = [sequence for sequence in self.running.values() if sequence.adapter == adapter]
         decoding = [next_chunk(sequence, 1) for sequence in sequences if sequence.num_pending == 1]
         prefill = []
         budget = self.token_budget - len(decoding)
@@ -47,6 +52,15 @@ class PackedScheduler(Scheduler):
                 prefill.append(chunk)
         decoding.sort(key=lambda chunk: chunk.slot)
         return Batch(tuple(decoding), tuple(prefill), self.cache.take_copies())
+
+    def _next_adapter(self) -> str | None:
+        in_use = dict.fromkeys(sequence.adapter for sequence in self.running.values())
+        self._turns += [adapter for adapter in in_use if adapter not in self._turns]
+        # One that waits is overtaken by each other one at most once.
+        adapter = next(adapter for adapter in self._turns if adapter in in_use)
+        self._turns.remove(adapter)
+        self._turns.append(adapter)
+        return adapter
 
     def _admit(self) -> None:
         while self.waiting and self.cache.slots.free:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from .sequence import Copy, Sequence
-from .slots import Slots, common_prefix
+from .slots import Kept, Slots, common_prefix
 
 LEAST_SHARED = 16
 """Tokens below which sharing is not worth a copy: two small ones a layer, which take as long as computing a
@@ -14,7 +14,8 @@ few tokens.
 
 
 class PrefixCache:
-    """Gives sequences their slots, and with them what others have computed of the same beginning.
+    """Gives sequences their slots, and with them what others, of the same adapter, have computed of the same
+    beginning.
 
     A prompt is compared with what finished sequences left in free slots and with what runs. From a free slot
     it goes on in place where most of that is its own too, else the shared part is copied. Behind a running
@@ -38,7 +39,7 @@ class PrefixCache:
             return
         self.queries += sequence.prompt_length
         leader, ahead = self._find_leader(sequence, running)
-        slot, kept = self.slots.find(sequence.shareable)
+        slot, kept = self.slots.find(_wanted(sequence))
         if max(ahead, kept) < LEAST_SHARED:
             sequence.slot = self.slots.take_oldest()
         elif ahead > kept:
@@ -66,7 +67,7 @@ class PrefixCache:
             return True
         # It has ended, and left its tokens in a slot which another may have taken since.
         if self.slots.free:
-            slot, kept = self.slots.find(sequence.shareable)
+            slot, kept = self.slots.find(_wanted(sequence))
             if kept >= LEAST_SHARED:
                 self._copy(slot, sequence, kept)
         return True
@@ -75,7 +76,7 @@ class PrefixCache:
         """Take back a sequence's slot, and keep what it has computed."""
         assert sequence.slot is not None
         tokens = sequence.tokens[: sequence.num_computed] if self._enabled else ()
-        self.slots.give_back(sequence.slot, tokens)
+        self.slots.give_back(sequence.slot, Kept(tokens, sequence.adapter))
         sequence.slot = None
 
     def take_copies(self) -> tuple[Copy, ...]:
@@ -87,7 +88,8 @@ class PrefixCache:
         best, most = None, 0
         for other in running:
             # One that is scored goes at a slower pace than those that follow could.
-            if not other.scores_prompt and (shared := common_prefix(sequence.shareable, other.tokens)) > most:
+            fit = other.adapter == sequence.adapter and not other.scores_prompt
+            if fit and (shared := common_prefix(sequence.shareable, other.tokens)) > most:
                 best, most = other, shared
         return best, most
 
@@ -100,3 +102,7 @@ class PrefixCache:
     def _share(self, sequence: Sequence, length: int) -> None:
         sequence.num_computed = sequence.num_cached = length
         self.hits += length
+
+
+def _wanted(sequence: Sequence) -> Kept:
+    return Kept(sequence.shareable, sequence.adapter)

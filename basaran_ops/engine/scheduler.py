@@ -111,9 +111,36 @@ class Scheduler(ABC):
             reason = self._finish_reason(sequence, new)
             if reason is not None:
                 self._end(sequence)
-            cached = sequence.num_cached if sequence.num_output == 1 else 0
-            outputs.append(SequenceOutput(sequence.id, new, reason, score.new, score.prompt, cached))
+            outputs.append(self._output(sequence, new, reason, score))
         return outputs
+
+    def _output(
+        self, sequence: Sequence, new: tuple[int, ...], reason: FinishReason | None, score: Scores
+    ) -> SequenceOutput:
+        first = not sequence.told
+        sequence.told = True
+        return SequenceOutput(
+            sequence.id,
+            new,
+            reason,
+            score.new,
+            score.prompt,
+            cached_tokens=sequence.num_cached if first else 0,
+            scheduled_at=sequence.scheduled_at if first else None,
+        )
+
+    def fail(self, sequence: Sequence, reason: str) -> SequenceOutput:
+        """End a running sequence with an error."""
+        self._end(sequence)
+        return SequenceOutput(sequence.id, (), "error", error=reason)
+
+    def last_to_ask(self, batch: Batch) -> list[Sequence]:
+        """Of a step that failed for want of memory, those that are to end so that the others can go on."""
+        if batch.cohort is not None:
+            # Some of its layers may have kept what others have not.
+            return [chunk.sequence for chunk in batch.chunks]
+        reading = [chunk.sequence for chunk in batch.prefill]
+        return reading[-1:] or [max((chunk.sequence for chunk in batch.decoding), key=lambda each: each.id)]
 
     def check_idle(self) -> None:
         """Raise RuntimeError if a slot is missing although nothing runs: a leak."""

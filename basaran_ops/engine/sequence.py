@@ -20,6 +20,7 @@ class Sequence:
     """
 
     __slots__ = (
+        "adapter",
         "counts",
         "id",
         "leader",
@@ -28,15 +29,24 @@ class Sequence:
         "params",
         "prompt_length",
         "random",
+        "scheduled_at",
         "shared",
         "slot",
         "tokens",
+        "told",
     )
 
     def __init__(
-        self, sequence_id: int, prompt_ids: tuple[int, ...], params: SamplingParams, seed: int | None
+        self,
+        sequence_id: int,
+        prompt_ids: tuple[int, ...],
+        params: SamplingParams,
+        seed: int | None,
+        adapter: str | None = None,
     ) -> None:
         self.id = sequence_id
+        self.adapter = adapter
+        """The adapter it is generated with; None for the model itself."""
         self.params = params
         self.prompt_length = len(prompt_ids)
         self.tokens = list(prompt_ids)
@@ -49,6 +59,10 @@ class Sequence:
         """A running sequence that begins alike and is computing what this one waits for."""
         self.shared = 0
         """How many leading tokens are the leader's too."""
+        self.scheduled_at: float | None = None
+        """When its first step began, in seconds of time.monotonic()."""
+        self.told = False
+        """Whether it has had an output."""
         self.slot: int | None = None
         # Random takes a negative seed for its absolute value, and seeds must differ.
         self.random = Random(None if seed is None else seed % 2**64)  # noqa: S311 - reproducible on purpose
@@ -75,6 +89,11 @@ class Sequence:
     def scores_prompt(self) -> bool:
         """Whether the prompt's tokens want log-probabilities and have not all got them."""
         return self.params.prompt_logprobs and self.num_computed < self.prompt_length
+
+    def begin(self, now: float) -> None:
+        """Its first step begins, if it has not had one."""
+        if self.scheduled_at is None:
+            self.scheduled_at = now
 
     def append(self, token: int) -> None:
         """Record a generated token."""
@@ -143,6 +162,11 @@ class Batch:
     @property
     def chunks(self) -> tuple[Chunk, ...]:
         return self.decoding + self.prefill
+
+    @property
+    def adapter(self) -> str | None:
+        """The one adapter that its sequences are generated with."""
+        return (self.decoding or self.prefill)[0].sequence.adapter
 
     @property
     def num_tokens(self) -> int:

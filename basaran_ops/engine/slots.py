@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What is in a free slot."""
+
+    tokens: Seq[int] = ()
+    """The tokens whose keys and values are there."""
+    adapter: str | None = None
+    """The adapter that computed them: another one's are other keys and values."""
 
 
 class Slots:
     """Hands out slots. A free one keeps the tokens whose keys and values its last sequence left, for the
-    next that begins alike.
+    next that begins alike and has the same adapter.
 
-    `_free` maps each free slot to those tokens, the longest unused slot first.
+    `_free` maps each free slot to what it keeps, the longest unused slot first.
     """
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self._free: dict[int, Seq[int]] = dict.fromkeys(range(count), ())
+        self._free = dict.fromkeys(range(count), Kept())
 
     def __repr__(self) -> str:
         return f"<Slots free={len(self._free)}/{self.count}>"
@@ -23,16 +34,16 @@ class Slots:
     def free(self) -> frozenset[int]:
         return frozenset(self._free)
 
-    def find(self, wanted: Seq[int]) -> tuple[int, int]:
+    def find(self, wanted: Kept) -> tuple[int, int]:
         """The free slot whose tokens begin most like those wanted, and how many are the same. One is free."""
         return max(
-            ((slot, common_prefix(wanted, kept)) for slot, kept in self._free.items()),
+            ((slot, _shared(wanted, kept)) for slot, kept in self._free.items()),
             key=lambda found: found[1],
         )
 
     def kept(self, slot: int) -> int:
         """Tokens left in a free slot."""
-        return len(self._free[slot])
+        return len(self._free[slot].tokens)
 
     def take(self, slot: int) -> int:
         """Take this free slot."""
@@ -44,14 +55,18 @@ class Slots:
         spared if another is free.
         """
         others = {slot: kept for slot, kept in self._free.items() if slot != but} or self._free
-        empty = [slot for slot, kept in others.items() if not kept]
+        empty = [slot for slot, kept in others.items() if not kept.tokens]
         # The lowest: decode rows stay neighbours, so attention covers them in few calls.
         return self.take(min(empty) if empty else next(iter(others)))
 
-    def give_back(self, slot: int, tokens: Seq[int]) -> None:
-        """Free a slot that now holds these tokens."""
+    def give_back(self, slot: int, kept: Kept) -> None:
+        """Free a slot that now holds this."""
         assert slot not in self._free
-        self._free[slot] = tokens
+        self._free[slot] = kept
+
+
+def _shared(wanted: Kept, kept: Kept) -> int:
+    return common_prefix(wanted.tokens, kept.tokens) if wanted.adapter == kept.adapter else 0
 
 
 def common_prefix(left: Seq[int], right: Seq[int]) -> int:

@@ -27,7 +27,12 @@ class SteppingEngine(Protocol):
     def has_work(self) -> bool: ...
 
     def add(
-        self, sequence_id: int, prompt_ids: tuple[int, ...], params: SamplingParams, seed: int | None
+        self,
+        sequence_id: int,
+        prompt_ids: tuple[int, ...],
+        params: SamplingParams,
+        seed: int | None,
+        adapter: str | None = None,
     ) -> None: ...
 
     def cancel(self, sequence_id: int) -> SequenceOutput | None: ...
@@ -54,6 +59,7 @@ def run_engine(load: Load, inbox: Inbox, send: Callable[[FromEngine], None]) -> 
         send(LoadFailed(ModelLoadError(f"{type(error).__name__}: {error}", permanent=False)))
         return
     send(Ready(info))
+    send(Step((), engine.stats))
     try:
         while _step(engine, inbox, send):
             pass
@@ -89,7 +95,7 @@ def _apply(engine: SteppingEngine, message: ToEngine) -> SequenceOutput | None:
         return engine.cancel(message.sequence_id)
     assert isinstance(message, Add)
     try:
-        engine.add(message.sequence_id, message.prompt_ids, message.params, message.seed)
+        engine.add(message.sequence_id, message.prompt_ids, message.params, message.seed, message.adapter)
     except ValueError as error:
         return SequenceOutput(message.sequence_id, (), "error", error=str(error))
     return None

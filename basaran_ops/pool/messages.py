@@ -17,6 +17,8 @@ class Add:
     prompt_ids: tuple[int, ...]
     params: SamplingParams
     seed: int | None
+    adapter: str | None = None
+    """None for the model itself."""
 
 
 @dataclass(frozen=True, slots=True)

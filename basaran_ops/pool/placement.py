@@ -43,7 +43,9 @@ def place(
     """
     device = settings.engine_device
     if device.startswith("cuda:") and _asked(settings) > 1:
-        raise InvalidSettings([f"ENGINE_DEVICE={device} names one GPU, but {_asking(settings)} are asked for"])
+        raise InvalidSettings(
+            [f"ENGINE_DEVICE={device} names one GPU, but {_asking(settings)} are asked for"]
+        )
     if device in ("auto", "cuda"):
         names = visible_gpus(environ, gpus)
         # A GPU that only torch can see is left to it, where there is nothing to divide.

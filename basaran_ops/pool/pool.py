@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from ..errors import BasaranError, DeadlineExceeded, ModelLoadError, NotReady, Overloaded
-from ..outputs import ModelInfo
+from ..outputs import EngineStats, ModelInfo
 from ..sampling_params import SamplingParams
 from .messages import Add
 from .replica import Replica, ReplicaStatus
@@ -23,6 +25,8 @@ class SequenceWork:
     prompt_ids: tuple[int, ...]
     params: SamplingParams
     seed: int | None
+    adapter: str | None = None
+    """None for the model itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +40,18 @@ class PoolStatus:
     """Sequences admitted and not ended."""
     capacity: int
     """The number of outstanding sequences from which requests are refused."""
+    oldest_waiting: float
+    """Seconds for which the request has waited that has waited longest for its first token; 0 for none."""
     replicas: tuple[ReplicaStatus, ...]
+
+    @property
+    def word(self) -> Literal["loading", "ready", "draining", "failed"]:
+        """The state in a word."""
+        if self.draining:
+            return "draining"
+        if self.ready:
+            return "ready"
+        return "loading" if any(replica.state == "loading" for replica in self.replicas) else "failed"
 
 
 class GenerationPool:
@@ -53,11 +68,12 @@ class GenerationPool:
         capacity: int,
         on_ready: Callable[[ModelInfo], None] = lambda info: None,
         on_failure: Callable[[ModelLoadError], None] = lambda error: None,
+        on_step: Callable[[int, EngineStats], None] = lambda number, stats: None,
     ) -> None:
         """One replica for each of `starts`, which start its engine.
 
         `on_ready` is called on each replica's thread before it takes requests; `on_failure` once, when no
-        replica can ever load its model.
+        replica can ever load its model; `on_step`, with the replica's number, on its thread after each step.
         """
         self.capacity = capacity
         self._lock = threading.Lock()
@@ -67,7 +83,7 @@ class GenerationPool:
         self._streams: dict[TokenStream, list[tuple[Replica, int]]] = {}
         self._on_failure = on_failure
         self._replicas = [
-            Replica(number, start, self._lock, on_ready, self._replica_changed)
+            Replica(number, start, self._lock, on_ready, self._replica_changed, on_step)
             for number, start in enumerate(starts)
         ]
 
@@ -91,7 +107,7 @@ class GenerationPool:
             placed = []
             for index, item in enumerate(work):
                 replica = min(ready, key=lambda r: len(r.live))
-                message = Add(next(self._ids), item.prompt_ids, item.params, item.seed)
+                message = Add(next(self._ids), item.prompt_ids, item.params, item.seed, item.adapter)
                 replica.add(message, stream, index)
                 placed.append((replica, message.sequence_id))
             self._streams[stream] = placed
@@ -126,6 +142,13 @@ class GenerationPool:
         with self._lock:
             self._draining = True
 
+    def kill_stalled(self, seconds: float) -> None:
+        """Replace engines that have had work in hand for so long without a step."""
+        with self._lock:
+            for replica in self._replicas:
+                if replica.step_age > seconds:
+                    replica.kill(f"it has done no step for {replica.step_age:.0f} s")
+
     def abort(self, error: BasaranError | None = None) -> None:
         """End every request now, with an error."""
         with self._lock:
@@ -151,6 +174,7 @@ class GenerationPool:
                 draining=self._draining,
                 outstanding=self._outstanding(),
                 capacity=self.capacity,
+                oldest_waiting=self._oldest_waiting(),
                 replicas=tuple(replica.status for replica in self._replicas),
             )
 
@@ -176,6 +200,10 @@ class GenerationPool:
 
     def _outstanding(self) -> int:
         return sum(len(replica.live) for replica in self._replicas)
+
+    def _oldest_waiting(self) -> float:
+        now = time.monotonic()
+        return max((now - s.submitted_at for s in self._streams if not s.begun and not s.closed), default=0.0)
 
     def _failure(self) -> ModelLoadError | None:
         failures = [replica.failure for replica in self._replicas]

@@ -69,6 +69,9 @@ class ProcessTransport:
             self._process.wait(STOP_SECONDS)
         self._kill_session()
 
+    def kill(self) -> None:
+        self._kill_session()
+
     def close(self) -> str:
         self.stop()
         status = self._process.wait()

@@ -24,6 +24,9 @@ FIRST_BACKOFF, LAST_BACKOFF = 0.2, 30.0
 
 STEADY_SECONDS = 60.0
 
+CRASH_LOOP = 5
+"""Deaths in a row, none of them after a steady time, from which on an engine counts as lost."""
+
 
 @dataclass(frozen=True, slots=True)
 class ReplicaStatus:
@@ -35,6 +38,14 @@ class ReplicaStatus:
     """What it is doing, or why it failed."""
     restarts: int
     stats: EngineStats
+    device: str
+    """"" until its model is loaded."""
+    last_step_at: float
+    """When it last told of a step, in seconds since 1970; 0 if it never did."""
+    step_age: float
+    """Seconds for which it has had work in hand and done no step; 0 without work."""
+    lost: bool
+    """Whether it dies again and again."""
 
 
 class Replica:
@@ -51,9 +62,10 @@ class Replica:
         lock: threading.Lock,
         on_ready: Callable[[ModelInfo], None],
         on_change: Callable[[], None],
+        on_step: Callable[[int, EngineStats], None] = lambda number, stats: None,
     ) -> None:
         """`on_ready` sees the model before requests do and may raise ModelLoadError; `on_change` is called
-        after each change of state. Both without the lock.
+        after each change of state, `on_step` after each step. All without the lock.
         """
         self.number = number
         self.state: ReplicaState = "loading"
@@ -67,8 +79,16 @@ class Replica:
         self._lock = lock
         self._on_ready = on_ready
         self._on_change = on_change
+        self._on_step = on_step
+        self._device = ""
+        self._deaths = 0
+        """In a row."""
+        self._last_step_at = 0.0
+        self._busy_since = 0.0
+        """When it last told of a step or, since then, got its first work; in seconds of time.monotonic()."""
         self._transport: Transport | None = None
         self._was_ready = False
+        self._kill_reason = ""
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"replica-{number}", daemon=True)
 
@@ -77,7 +97,22 @@ class Replica:
 
     @property
     def status(self) -> ReplicaStatus:
-        return ReplicaStatus(self.number, self.state, self.stage, self.restarts, self.stats)
+        return ReplicaStatus(
+            self.number,
+            self.state,
+            self.stage,
+            self.restarts,
+            self.stats,
+            self._device,
+            self._last_step_at,
+            self.step_age,
+            self._deaths >= CRASH_LOOP,
+        )
+
+    @property
+    def step_age(self) -> float:
+        """Seconds for which it has had work in hand and done no step; 0 without work."""
+        return time.monotonic() - self._busy_since if self.live else 0.0
 
     def start(self) -> None:
         self._thread.start()
@@ -85,6 +120,8 @@ class Replica:
     def add(self, message: Add, stream: TokenStream, index: int) -> None:
         """Admit a sequence; under the lock, in state ready."""
         assert self._transport is not None
+        if not self.live:
+            self._busy_since = time.monotonic()
         self.live[message.sequence_id] = (stream, index)
         self._transport.send(message)
 
@@ -92,6 +129,13 @@ class Replica:
         """Ask the engine to end a sequence, unless it has ended. Under the lock."""
         if sequence_id in self.live and self._transport is not None:
             self._transport.send(Cancel(sequence_id))
+
+    def kill(self, reason: str) -> None:
+        """Replace an engine that hangs; its requests end with an error. Under the lock."""
+        if self._transport is not None and self.state == "ready":
+            log.error("engine %d is killed: %s", self.number, reason)
+            self._kill_reason = reason
+            self._transport.kill()
 
     def stop(self) -> None:
         """End the engine and the thread for good; returns once both are gone."""
@@ -120,6 +164,9 @@ class Replica:
                 return
             if time.monotonic() - started > STEADY_SECONDS:
                 backoff = FIRST_BACKOFF
+                self._deaths = 0
+            # A model that cannot be loaded now, for want of a hub, is no reason to kill the whole server.
+            self._deaths += not isinstance(error, ModelLoadError)
             log.error("engine %d failed, restarting in %.1f s: %s", self.number, backoff, error.message)
             self._stopping.wait(backoff)
             backoff = min(backoff * 2, LAST_BACKOFF)
@@ -129,6 +176,7 @@ class Replica:
 
     def _live_once(self) -> BasaranError:
         """One engine's life, from its start to its end; returns why it ended."""
+        self._kill_reason = ""
         self._change("loading", "starting")
         try:
             transport = self._start()
@@ -159,7 +207,7 @@ class Replica:
                 message = transport.receive()
                 error = self._handle(message)
             except EOFError:
-                return EngineFailed("the engine died")
+                return EngineFailed(self._kill_reason or "the engine died")
             except ModelLoadError as failure:
                 return failure
             except Exception as cause:
@@ -180,6 +228,7 @@ class Replica:
                 self._on_ready(info)
                 log.info("engine %d is ready: %s", self.number, info)
                 self._was_ready = True
+                self._device = info.device
                 self._change("ready", "ready")
             case LoadFailed(failure):
                 return failure
@@ -189,6 +238,8 @@ class Replica:
 
     def _deliver(self, step: Step) -> None:
         self.stats = step.stats
+        self._last_step_at, self._busy_since = time.time(), time.monotonic()
+        self._on_step(self.number, step.stats)
         with self._lock:
             entries = [
                 self.live.pop(output.sequence_id, None)

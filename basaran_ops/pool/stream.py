@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -31,6 +32,9 @@ class TokenStream:
         self._live = size
         self._cancel = cancel
         self._closed = False
+        self.submitted_at = time.monotonic()
+        self.begun = False
+        """Whether it has had an output."""
 
     @property
     def closed(self) -> bool:
@@ -72,6 +76,7 @@ class TokenStream:
 
     def put(self, output: StreamOutput) -> None:
         """Hand over an output. Called by replicas."""
+        self.begun = True
         self._queue.put(output)
 
     def fail(self, error: BasaranError) -> None:

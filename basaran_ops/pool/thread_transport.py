@@ -31,6 +31,10 @@ class ThreadTransport:
     def stop(self) -> None:
         self._inbox.put(None)
 
+    def kill(self) -> None:
+        # A thread cannot be killed: it ends after its step.
+        self.stop()
+
     def close(self) -> str:
         self.stop()
         self._thread.join()

@@ -22,6 +22,10 @@ class Transport(Protocol):
         """Make the engine end; `receive` then raises EOFError."""
         ...
 
+    def kill(self) -> None:
+        """End the engine at once, whatever it is doing; `receive` then raises EOFError."""
+        ...
+
     def close(self) -> str:
         """Wait for the engine's end and free what it held. Returns how it ended."""
         ...

@@ -14,13 +14,19 @@ from pathlib import Path
 from flask import Flask, Response, g, request
 
 from ..errors import ModelLoadError
+from ..outputs import ModelInfo
 from ..pool import GenerationPool, ProcessTransport
 from ..pool.placement import placements
+from ..records import Listeners, RequestListener
 from ..settings import Settings
 from ..stream_model import StreamModel
 from ..telemetry.logs import configure_logs
+from ..telemetry.metrics import Metrics
+from ..telemetry.pool_collector import PoolCollector
+from ..telemetry.request_log import RequestLog
+from ..telemetry.tracing import start_tracing
 from ..text.tokenizer import import_library
-from . import access, chat, completions, error_responses, health, models, openapi, tokenize
+from . import access, chat, completions, counting, error_responses, health, models, openapi, tokenize
 from .body import BodyReader
 from .disconnects import DepartureMonitor
 from .service import EXTENSION, Service
@@ -42,6 +48,7 @@ def create_app(service: Service) -> Flask:
     app.before_request(_identify)
     access.install(app, service.settings)
     app.after_request(_stamp)
+    counting.install(app, service.metrics)
     return app
 
 
@@ -66,16 +73,45 @@ def start_service(settings: Settings, on_fatal: Callable[[ModelLoadError], None]
     model = StreamModel(
         trust_remote_code=settings.model_trust_remote_code, chat_template=_chat_template(settings)
     )
+    metrics = Metrics([settings.served_name, *settings.adapters], aliases=settings.management_vllm_aliases)
+
+    def on_ready(info: ModelInfo) -> None:
+        model.on_ready(info)
+        metrics.model_loaded(info)
+
     pool = GenerationPool(
         [partial(ProcessTransport, settings, placement) for placement in placements(settings, os.environ)],
         capacity=settings.capacity,
-        on_ready=model.on_ready,
+        on_ready=on_ready,
         on_failure=on_fatal,
+        on_step=metrics.step_done,
     )
     model.attach(pool)
+    metrics.registry.register(
+        PoolCollector(
+            model,
+            settings.served_name,
+            slots=settings.engine_slots * settings.engine_replicas,
+            queue_limit=settings.server_queue_limit,
+            revision=settings.model_revision,
+        )
+    )
     pool.start()
     bodies = BodyReader(settings.server_max_body, settings.server_body_timeout)
-    return Service(settings, model, settings.served_name, DepartureMonitor(), bodies)
+    traces = start_tracing(os.environ)
+    listeners: list[RequestListener] = [metrics, RequestLog()]
+    if traces is not None:
+        listeners.append(traces)
+    return Service(
+        settings,
+        model,
+        settings.served_name,
+        DepartureMonitor(),
+        bodies,
+        metrics,
+        Listeners(listeners),
+        on_close=(lambda: None) if traces is None else traces.close,
+    )
 
 
 def _chat_template(settings: Settings) -> str | None:

@@ -25,13 +25,15 @@ def create_chat_completion() -> Response:
     """Answer a conversation, streamed or whole."""
     settings = service().settings
     asked = ChatRequest.parse(service().bodies.read(request), settings)
-    service().check_model(asked.model)
+    adapter = service().adapter_for(asked.model)
     prompt = encode(asked.messages, asked)
-    stream = service().model.generate([prompt], asked.sampling_params(_max_tokens(asked, prompt)))
+    params = asked.sampling_params(_max_tokens(asked, prompt))
+    watch = service().watch("chat", adapter or service().model_name, streamed=asked.stream)
+    stream = service().model.generate([prompt], params, adapter=adapter, watch=watch)
     template: dict[str, Any] = {
         "id": f"chatcmpl-{secrets.token_hex(12)}",
         "created": int(time.time()),
-        "model": service().model_name,
+        "model": adapter or service().model_name,
     }
     # Events are made after the view has returned, when there is no service() any more.
     tokenizer = service().model.tokenizer

@@ -26,17 +26,23 @@ def create_completion() -> Response:
     if request.method == "GET" and not body:
         body = b"{}"
     asked = CompletionRequest.parse(body, settings, request.args.to_dict(flat=False))
-    service().check_model(asked.model)
+    adapter = service().adapter_for(asked.model)
     params = asked.sampling_params(settings)
     # A limit that was not asked for must not be the reason for a refusal.
     stream = service().model.generate(
-        asked.prompt, params, suffix=asked.suffix or "", echo=asked.echo, fit=asked.max_tokens is None
+        asked.prompt,
+        params,
+        suffix=asked.suffix or "",
+        echo=asked.echo,
+        fit=asked.max_tokens is None,
+        adapter=adapter,
+        watch=service().watch("completions", adapter or service().model_name, streamed=asked.stream),
     )
     template: dict[str, Any] = {
         "id": f"cmpl-{secrets.token_hex(12)}",
         "object": "text_completion",
         "created": int(time.time()),
-        "model": service().model_name,
+        "model": adapter or service().model_name,
     }
     scored = asked.logprobs is not None
     # Events are made after the view has returned, when there is no service() any more.

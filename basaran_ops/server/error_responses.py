@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from flask import Flask, Response, jsonify
+from flask import Flask, Response, g, jsonify
 from werkzeug.exceptions import HTTPException
 
 from ..errors import BasaranError
@@ -32,6 +32,7 @@ def install(app: Flask) -> None:
 
 
 def _expected(error: BasaranError) -> Response:
+    g.error_code = error.code
     response = jsonify(error_body(error))
     response.status_code = error.status
     retry_after = getattr(error, "retry_after", None)
@@ -47,6 +48,7 @@ def _http(error: HTTPException) -> Response:
     status = error.code or 500
     if status < 400:
         return error.get_response()  # type: ignore[return-value]  # a redirect, not an error
+    g.error_code = _code(status)
     kind = "invalid_request_error" if status < 500 else "server_error"
     response = jsonify(
         error={"message": error.description or error.name, "type": kind, "param": None, "code": _code(status)}

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from flask import Response, jsonify, request
+from flask import Response, g, jsonify, request
 
 from ..errors import BasaranError, StreamClosed
 from ..text_stream import TextOutput, TextStream, TextToken
 from . import sse
 from .error_responses import error_body, unexpected
 from .service import service
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -55,11 +52,19 @@ def respond(
 
     The client's departure closes the stream, in whatever phase; so does the response's end.
     """
-    unwatch = service().departures.watch(request.environ.get("gunicorn.socket"), stream.close)
+    g.admitted = True
+
+    def leave() -> None:
+        stream.close(client_gone=True)
+
+    unwatch = service().departures.watch(request.environ.get("gunicorn.socket"), leave)
     if chunk is not None:
+        metrics = service().metrics
+        metrics.stream_opened()
         response = Response(_events(stream, chunk, last), mimetype="text/event-stream")
         response.headers["Cache-Control"] = "no-cache"
         response.headers["X-Accel-Buffering"] = "no"
+        response.call_on_close(metrics.stream_closed)
     else:
         assert whole is not None
         try:
@@ -68,7 +73,7 @@ def respond(
             stream.close()
             unwatch()
     # A generator that is never started never runs its finally: this does, whatever happens.
-    response.call_on_close(stream.close)
+    response.call_on_close(leave)
     response.call_on_close(unwatch)
     return response
 
@@ -90,7 +95,6 @@ def _events(
     except StreamClosed:
         return  # the client has left: nobody reads what we would say
     except BasaranError as error:
-        log.warning("a stream ended with an error: %s", error.message)
         yield sse.event(error_body(error)) + sse.DONE
     except Exception as error:
         yield sse.event(error_body(unexpected(error))) + sse.DONE

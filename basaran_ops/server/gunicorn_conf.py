@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import resource
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from gunicorn.glogging import Logger
 from basaran_ops.pool.placement import placements
 from basaran_ops.settings import InvalidSettings, Settings, unknown_variables
 from basaran_ops.telemetry.logs import configure_logs
+from basaran_ops.telemetry.tracing import check_tracing
 
 EXIT_SECONDS = 5
 """From the drain's deadline to the last thread's end."""
@@ -30,6 +32,23 @@ class StructuredLogger(Logger):  # type: ignore[misc]  # gunicorn has no types
 
 
 def when_ready(server: Any) -> None:
+    """What the arbiter must have before it starts the worker."""
+    _cut_off_slow_readers(server)
+    _hurry_at_second_sigterm(server)
+
+
+def _hurry_at_second_sigterm(server: Any) -> None:
+    """Gunicorn takes no notice of a SIGTERM while it stops; whoever sends another wants it to be quick."""
+    received: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        server.signal(signal.SIGQUIT if received else number, frame)
+        received.append(number)
+
+    signal.signal(signal.SIGTERM, stop)
+
+
+def _cut_off_slow_readers(server: Any) -> None:
     """Accepted sockets inherit this: a client that does not read what we send is cut off in time."""
     if not hasattr(socket, "TCP_USER_TIMEOUT"):
         return
@@ -41,6 +60,7 @@ def when_ready(server: Any) -> None:
 try:
     settings = Settings.from_environment(os.environ)
     placements(settings, os.environ)
+    check_tracing(os.environ)
 except InvalidSettings as error:
     sys.exit(f"invalid settings:\n{error}")
 

@@ -6,7 +6,6 @@ from dataclasses import asdict
 
 from flask import Blueprint, Response, jsonify
 
-from ..pool import PoolStatus
 from .service import service
 
 blueprint = Blueprint("health", __name__)
@@ -16,13 +15,4 @@ blueprint = Blueprint("health", __name__)
 def health() -> tuple[Response, int]:
     """200 when ready; 503 while loading, draining or without a healthy engine. A full queue is healthy."""
     status = service().model.pool.status()
-    return jsonify(status=_word(status), **asdict(status)), 200 if status.ready else 503
-
-
-def _word(status: PoolStatus) -> str:
-    if status.draining:
-        return "draining"
-    if status.ready:
-        return "ready"
-    states = {replica.state for replica in status.replicas}
-    return "loading" if "loading" in states else "failed"
+    return jsonify(status=status.word, **asdict(status)), 200 if status.ready else 503

@@ -14,24 +14,30 @@ blueprint = Blueprint("models", __name__)
 
 @blueprint.get("/v1/models")
 def list_models() -> Response:
-    """All models served: one."""
-    return jsonify(object="list", data=[_model()])
+    """All models served: the model itself, then its adapters."""
+    return jsonify(object="list", data=[_describe(name) for name in _names()])
 
 
 @blueprint.get("/v1/models/<path:name>")
 def retrieve_model(name: str) -> Response:
     """One model; its id may hold slashes, percent-encoded or not."""
-    if name != service().model_name:
+    if name not in _names():
         raise ModelNotFound(name)
-    return jsonify(_model())
+    return jsonify(_describe(name))
 
 
-def _model() -> dict[str, Any]:
+def _names() -> list[str]:
+    return [service().model_name, *service().settings.adapters]
+
+
+def _describe(name: str) -> dict[str, Any]:
     info = service().model.info
+    own = service().model_name
     return {
-        "id": service().model_name,
+        "id": name,
         "object": "model",
         "created": service().created,
         "owned_by": "basaran_ops",
         "max_model_len": None if info is None else info.context_length,
+        "parent": None if name == own else own,
     }

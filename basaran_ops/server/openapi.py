@@ -22,8 +22,8 @@ REQUESTS: dict[str, tuple[type[BaseModel], str, tuple[str, ...]]] = {
 """Path: its body, what it does, what it answers: whole and, where there is one, streamed."""
 
 ANSWERS = {
-    "/v1/models": ("The served model, as a list", "ModelList"),
-    "/v1/models/{model}": ("The served model", "Model"),
+    "/v1/models": ("The served model and its adapters", "ModelList"),
+    "/v1/models/{model}": ("The served model, or one of its adapters", "Model"),
     "/health": ("Whether requests are taken", "Health"),
     "/tokenizer_info": ("What a client must know to encode as the server does", "TokenizerInfo"),
 }
@@ -133,7 +133,12 @@ USAGE = _object(
 )
 MAYBE_USAGE = {"anyOf": [USAGE, {"type": "null"}]}
 MODEL = _object(
-    id=STRING, object={"const": "model"}, created=INTEGER, owned_by=STRING, max_model_len=MAYBE_INTEGER
+    id=STRING,
+    object={"const": "model"},
+    created=INTEGER,
+    owned_by=STRING,
+    max_model_len=MAYBE_INTEGER,
+    parent=MAYBE_STRING | {"description": "For an adapter the id of the model that it changes, else null"},
 )
 
 COMPLETION_LOGPROBS = _object(

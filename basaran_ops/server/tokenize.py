@@ -15,7 +15,7 @@ blueprint = Blueprint("tokenize", __name__)
 def tokenize() -> Response:
     """Token ids of a prompt, or of a conversation as the chat template renders it."""
     asked = TokenizeRequest.parse(service().bodies.read(request), service().settings)
-    service().check_model(asked.model)
+    service().adapter_for(asked.model)
     ids = _encode(asked)
     model = service().model
     info = model.info
@@ -40,7 +40,7 @@ def _encode(asked: TokenizeRequest) -> list[int]:
 def detokenize() -> Response:
     """Text of token ids."""
     asked = DetokenizeRequest.parse(service().bodies.read(request), service().settings)
-    service().check_model(asked.model)
+    service().adapter_for(asked.model)
     service().model.check_token_ids("tokens", asked.tokens)
     return jsonify(prompt=service().model.tokenizer.decode(asked.tokens))
 

@@ -34,6 +34,7 @@ from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from ..errors import ModelLoadError
 from .app import create_server
+from .management import ManagementServer
 from .service import EXTENSION, Service
 
 log = logging.getLogger(__name__)
@@ -60,11 +61,17 @@ class StreamWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         self._lingering: deque[tuple[float, socket.socket]] = deque()
         self._drain_deadline: float | None = None
         self._exit_status = 0
+        self._management: ManagementServer | None = None
 
     def load_wsgi(self) -> None:
         util.write_error = write_error
         self.wsgi: Flask = create_server(on_fatal=self._model_failed)
         wsgi.SERVER = self._service.settings.server_identity
+        try:
+            self._management = ManagementServer(self._service)
+        except OSError as error:
+            log.error("MANAGEMENT_PORT=%d: %s", self._service.settings.management_port, error)  # noqa: TRY400
+            self._model_failed(None)
 
     @property
     def _service(self) -> Service:
@@ -230,8 +237,8 @@ class StreamWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         for head in self._heads:
             head.deadline = min(head.deadline, now + LINGER_SECONDS)
 
-    def _model_failed(self, error: ModelLoadError) -> None:
-        """Stop the whole server: it could never become ready. Called on another thread."""
+    def _model_failed(self, error: ModelLoadError | None) -> None:
+        """Stop the whole server: it could never become ready. Called on any thread."""
         self._exit_status = Arbiter.WORKER_BOOT_ERROR
         self.handle_exit(None, None)
 
@@ -239,6 +246,8 @@ class StreamWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         """Stop the engines and leave. Not by sys.exit, which waits for every request thread."""
         try:
             self._service.close()
+            if self._management is not None:
+                self._management.close()
             deadline = time.monotonic() + FINAL_SECONDS
             for thread in list(getattr(self.tpool, "_threads", ())):
                 thread.join(max(0.0, deadline - time.monotonic()))

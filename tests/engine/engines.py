@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from basaran_ops.engine.adapters import Adapters
 from basaran_ops.engine.constraints import Constraints, decoder_start
 from basaran_ops.engine.context_fit import ContextWish
 from basaran_ops.engine.engine import Engine
@@ -24,12 +26,15 @@ def engine_for(
     token_budget: int = 24,
     eos: Iterable[int] = (),
     runner: str = "auto",
+    adapters: Mapping[str, Path] | None = None,
 ) -> Engine:
     """An engine as the loader makes it."""
+    loaded = Adapters(model, adapters or {})
     settings = Settings(engine_slots=slots, engine_token_budget=token_budget, engine_runner=runner)  # type: ignore[arg-type]
     chosen = choose_runner(model, settings, 0.1)
     scheduler = make_scheduler(chosen, settings, frozenset(eos))
-    return Engine(chosen, scheduler, Constraints(model.generation_config, eos, decoder_start(model)))
+    constraints = Constraints(model.generation_config, eos, decoder_start(model))
+    return Engine(chosen, scheduler, constraints, adapters=loaded)
 
 
 def packed_engine(

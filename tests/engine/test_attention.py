@@ -4,8 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from basaran_ops.engine.attention import GROUP_COST, causal_mask, group_decode_rows
-from basaran_ops.engine.sequence import Chunk, Sequence
+from basaran_ops.engine.attention import GROUP_COST, StepPlan, causal_mask, group_decode_rows
+from basaran_ops.engine.sequence import Batch, Chunk, Sequence
 from basaran_ops.sampling_params import SamplingParams
 
 
@@ -44,3 +44,17 @@ def test_groups_cover_every_row_once_and_never_cost_more_than_single_calls(rows:
 def test_a_window_of_two_sees_itself_and_one_before() -> None:
     mask = causal_mask(2, 4, 0, 2, dtype=torch.float32, device=torch.device("cpu"))
     assert mask.isinf().tolist() == [[True, False, False, True], [True, True, False, False]]
+
+
+def test_layers_on_another_device_get_the_same_plan_there_once_a_step() -> None:
+    sequence = Sequence(0, (1, 2, 3, 4, 5), SamplingParams(), None)
+    batch = Batch((), (Chunk(sequence, 0, 1, 4),))
+    plan = StepPlan(batch, device=torch.device("cpu"), dtype=torch.float32)
+    elsewhere = torch.device("meta")
+    assert plan.on(torch.device("cpu")) is plan
+    there = plan.on(elsewhere)
+    assert there is plan.on(elsewhere)
+    assert there.write_positions.device == elsewhere
+    (mask,) = there.prefill_masks(None)
+    assert mask is not None
+    assert mask.device == elsewhere

@@ -25,9 +25,16 @@ def scheduler(
     )
 
 
-def add(s: CohortScheduler, number: int, length: int = 3, max_tokens: int = 5, **fields: object) -> Sequence:
+def add(
+    s: CohortScheduler,
+    number: int,
+    length: int = 3,
+    max_tokens: int = 5,
+    adapter: str | None = None,
+    **fields: object,
+) -> Sequence:
     params = SamplingParams(max_tokens=max_tokens, **fields)  # type: ignore[arg-type]
-    sequence = Sequence(number, tuple(range(length)), params, None)
+    sequence = Sequence(number, tuple(range(length)), params, None, adapter)
     s.add(sequence)
     return sequence
 
@@ -100,6 +107,13 @@ def test_a_prompt_that_is_scored_is_a_cohort_of_its_own() -> None:
     assert [ids(step(s)) for _ in range(2)] == [[0, 2], [1]]
 
 
+def test_a_cohort_is_of_one_adapter() -> None:
+    s = scheduler()
+    for number, adapter in enumerate((None, "a", "b", "a")):
+        add(s, number, adapter=adapter)
+    assert [ids(step(s)) for _ in range(4)] == [[0], [1, 3], [2], [0]]
+
+
 def test_only_equal_lengths_share_a_batch_where_padding_shows() -> None:
     s = scheduler(pads=False)
     for number, length in enumerate((3, 2, 3)):
@@ -150,7 +164,7 @@ def test_slots_are_conserved_every_sequence_ends_once_and_nobody_starves(data: s
         action = data.draw(st.sampled_from(["add", "step", "step", "cancel"]))
         if action == "add" and added < 12:
             lengths[added] = data.draw(st.integers(1, 30)), data.draw(st.integers(1, 6))
-            add(s, added, *lengths[added])
+            add(s, added, *lengths[added], adapter=data.draw(st.sampled_from([None, "a", "b"])))
             added += 1
         elif action == "cancel" and added:
             output = s.cancel(data.draw(st.integers(0, added - 1)))
@@ -161,6 +175,7 @@ def test_slots_are_conserved_every_sequence_ends_once_and_nobody_starves(data: s
             assert batch.chunks, "work, and an empty batch"
             assert batch.cohort is not None
             assert not (batch.decoding and batch.prefill), "a cohort steps as one"
+            assert len({chunk.sequence.adapter for chunk in batch.chunks}) == 1, "a step of several adapters"
             for chunk in batch.chunks:
                 assert chunk.start == chunk.sequence.num_computed
                 last_turn[chunk.sequence.id] = turn

@@ -22,7 +22,7 @@ TOKEN_BYTES = 3 * 2 * 16 * 2 * 4
 def runner(
     memory: int, monkeypatch: pytest.MonkeyPatch, context_length: int | None = None, slots: int = 4
 ) -> PackedRunner:
-    monkeypatch.setattr(packed_runner, "available_bytes", lambda device: memory)
+    monkeypatch.setattr(packed_runner, "available_bytes", lambda *devices: memory)
     chosen = ContextWish(slots=slots, asked=context_length, model_length=2048, memory_fraction=0.5)
     return PackedRunner(tiny_model("llama"), chosen)
 

@@ -36,7 +36,7 @@ def test_memory_bounds_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_architecture("bloom")
     config = model.config
     token = config.n_layer * 2 * config.hidden_size * 4
-    monkeypatch.setattr(padded_runner, "available_bytes", lambda device: token * 2 * 10 * 700)
+    monkeypatch.setattr(padded_runner, "available_bytes", lambda *devices: token * 2 * 10 * 700)
     # A tenth of it, for two slots, in steps of 256; the mask's and the ids' few bytes count too.
     assert PaddedRunner(model, wish(2, model_length=2048)).context_length == 512
     with pytest.raises(ModelLoadError, match="ENGINE_SLOTS=2 sequences of 900 tokens need"):

@@ -19,8 +19,11 @@ def scheduler(slots: int = 4) -> PackedScheduler:
     return PackedScheduler(slots=slots, token_budget=64, context_length=256, eos_token_ids=())
 
 
-def add(s: PackedScheduler, number: int, prompt: Iterable[int], max_tokens: int = 4) -> Sequence:
-    sequence = Sequence(number, tuple(prompt), SamplingParams(max_tokens=max_tokens, temperature=0), None)
+def add(
+    s: PackedScheduler, number: int, prompt: Iterable[int], max_tokens: int = 4, adapter: str | None = None
+) -> Sequence:
+    params = SamplingParams(max_tokens=max_tokens, temperature=0)
+    sequence = Sequence(number, tuple(prompt), params, None, adapter)
     s.add(sequence)
     return sequence
 
@@ -99,6 +102,18 @@ def test_a_sequence_whose_leader_is_cancelled_goes_on_from_there() -> None:
     s.cancel(0)
     assert step(s) == (Copy(0, 1, 64),)
     assert (follower.num_cached, follower.num_computed) == (64, 128)
+
+
+def test_what_another_adapter_has_computed_is_not_shared() -> None:
+    s = scheduler()
+    add(s, 0, SYSTEM)
+    finish(s)
+    running = [add(s, number, SYSTEM, adapter=adapter) for number, adapter in ((1, "a"), (2, "b"), (3, "b"))]
+    finish(s)
+    assert [sequence.num_cached for sequence in running] == [0, 0, len(SYSTEM) - 1]
+    again = [add(s, number, SYSTEM, adapter=adapter) for number, adapter in ((4, None), (5, "a"))]
+    finish(s)
+    assert [sequence.num_cached for sequence in again] == [len(SYSTEM) - 1] * 2
 
 
 def test_a_prompt_that_is_scored_is_computed_whole() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -16,8 +18,8 @@ def scheduler(slots: int = 4, token_budget: int = 8, context_length: int = 64) -
     )
 
 
-def sequence(number: int, length: int = 3, max_tokens: int = 5) -> Sequence:
-    return Sequence(number, tuple(range(length)), SamplingParams(max_tokens=max_tokens), None)
+def sequence(number: int, length: int = 3, max_tokens: int = 5, adapter: str | None = None) -> Sequence:
+    return Sequence(number, tuple(range(length)), SamplingParams(max_tokens=max_tokens), None, adapter)
 
 
 def step(scheduler: PackedScheduler, token: int = 7) -> dict[int, str | None]:
@@ -89,6 +91,23 @@ def test_a_cancelled_sequence_ends_once_and_frees_its_slot() -> None:
     s.check_idle()
 
 
+def test_adapters_take_turns_and_a_step_is_of_one() -> None:
+    s = scheduler()
+    for number, adapter in enumerate(("a", None, "a", "b")):
+        s.add(sequence(number, max_tokens=2, adapter=adapter))
+    assert [list(step(s)) for _ in range(6)] == [[0, 2], [1], [3], [0, 2], [1], [3]]
+    assert not s.has_work
+
+
+def test_an_adapter_that_comes_later_has_the_next_step() -> None:
+    s = scheduler()
+    for number, adapter in enumerate(("a", "b")):
+        s.add(sequence(number, max_tokens=9, adapter=adapter))
+    assert [list(step(s)) for _ in range(2)] == [[0], [1]]
+    s.add(sequence(2, max_tokens=9, adapter="c"))
+    assert [list(step(s)) for _ in range(4)] == [[0], [1], [2], [0]]
+
+
 def test_a_leaked_slot_is_noticed() -> None:
     s = scheduler()
     s.cache.slots.take(3)
@@ -97,10 +116,12 @@ def test_a_leaked_slot_is_noticed() -> None:
 
 
 class SlotContents:
-    """What a KV cache would hold after the same copies and writes: tokens instead of keys and values."""
+    """What a KV cache would hold after the same copies and writes: instead of keys and values tokens, and the
+    adapter that computed each.
+    """
 
     def __init__(self, slots: int) -> None:
-        self.tokens: list[list[int]] = [[] for _ in range(slots)]
+        self.tokens: list[list[tuple[str | None, int]]] = [[] for _ in range(slots)]
 
     def run(self, batch: Batch) -> None:
         for copy in batch.copies:
@@ -109,15 +130,29 @@ class SlotContents:
             self.tokens[copy.target][: copy.length] = held
         for chunk in batch.chunks:
             held = self.tokens[chunk.slot]
-            wanted = chunk.sequence.tokens
+            wanted = [(chunk.sequence.adapter, token) for token in chunk.sequence.tokens]
             assert held[: chunk.start] == wanted[: chunk.start], "computed behind another sequence's tokens"
             held[chunk.start : chunk.end] = wanted[chunk.start : chunk.end]
+
+
+class Waits:
+    """For how many steps each adapter that has a running sequence has had none."""
+
+    def __init__(self) -> None:
+        self.steps: dict[str | None, int] = {}
+
+    def note(self, running: Iterable[Sequence], batch: Batch) -> None:
+        waiting = {sequence.adapter for sequence in running} - {batch.adapter}
+        self.steps = {adapter: self.steps.get(adapter, 0) + 1 for adapter in waiting}
+
+
+ADAPTERS = (None, "a", "b")
 
 
 @pytest.mark.parametrize("prefix_cache", [True, False])
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.data())
-def test_slots_are_conserved_and_every_sequence_ends_once_on_its_own_tokens(
+def test_slots_are_conserved_every_sequence_ends_once_on_its_own_tokens_and_no_adapter_starves(
     monkeypatch: pytest.MonkeyPatch, prefix_cache: bool, data: st.DataObject
 ) -> None:
     monkeypatch.setattr(prefix_cache_module, "LEAST_SHARED", 2)
@@ -127,6 +162,7 @@ def test_slots_are_conserved_and_every_sequence_ends_once_on_its_own_tokens(
         slots=slots, token_budget=budget, context_length=16, eos_token_ids=[99], prefix_cache=prefix_cache
     )
     contents = SlotContents(slots)
+    waits = Waits()
     ended: list[int] = []
     lengths: dict[int, tuple[int, int]] = {}
     tokens: dict[int, int] = {}
@@ -137,7 +173,8 @@ def test_slots_are_conserved_and_every_sequence_ends_once_on_its_own_tokens(
             # Two tokens only, so that many prompts begin alike.
             prompt = data.draw(st.lists(st.integers(1, 2), min_size=1, max_size=15))
             lengths[added] = len(prompt), data.draw(st.integers(1, 8))
-            s.add(Sequence(added, tuple(prompt), SamplingParams(max_tokens=lengths[added][1]), None))
+            params = SamplingParams(max_tokens=lengths[added][1])
+            s.add(Sequence(added, tuple(prompt), params, None, data.draw(st.sampled_from(ADAPTERS))))
             added += 1
         elif action == "cancel" and added:
             output = s.cancel(data.draw(st.integers(0, added - 1)))
@@ -145,7 +182,10 @@ def test_slots_are_conserved_and_every_sequence_ends_once_on_its_own_tokens(
         elif s.has_work:
             batch = s.schedule()
             assert batch.chunks, "work, and an empty batch"
+            assert len({chunk.sequence.adapter for chunk in batch.chunks}) == 1, "a step of several adapters"
             contents.run(batch)
+            waits.note(s.running.values(), batch)
+            assert max(waits.steps.values(), default=0) < len(ADAPTERS), "an adapter starves"
             drawn = [data.draw(st.sampled_from([1, 2, 7, 99])) for _ in batch.sampling]
             for output in s.update(batch, drawn):
                 assert output.sequence_id not in ended, "a token after the end"

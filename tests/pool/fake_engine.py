@@ -36,7 +36,12 @@ class FakeEngine:
         return bool(self.running)
 
     def add(
-        self, sequence_id: int, prompt_ids: tuple[int, ...], params: SamplingParams, seed: int | None
+        self,
+        sequence_id: int,
+        prompt_ids: tuple[int, ...],
+        params: SamplingParams,
+        seed: int | None,
+        adapter: str | None = None,
     ) -> None:
         if prompt_ids == REFUSE:
             raise ValueError("no room for this prompt")

@@ -14,9 +14,11 @@ import pytest
 
 from basaran_ops.errors import EngineFailed
 from basaran_ops.pool import GenerationPool, ProcessTransport
-from basaran_ops.pool.process_transport import visible_devices
+from basaran_ops.pool.messages import Loading, Ready
+from basaran_ops.pool.placement import Placement
 from basaran_ops.settings import Settings
 
+from ..tiny_models import save_tiny
 from .fake_engine import DIE
 from .test_pool import eventually, read, work
 
@@ -27,7 +29,7 @@ FAKE = "tests.pool.fake_engine"
 
 @pytest.fixture
 def pool() -> Iterator[GenerationPool]:
-    pool = GenerationPool([partial(ProcessTransport, Settings(), ENVIRON, FAKE)], capacity=10)
+    pool = GenerationPool([partial(ProcessTransport, Settings(), Placement(ENVIRON), FAKE)], capacity=10)
     pool.start()
     pool.wait_ready(20)
     yield pool
@@ -78,8 +80,10 @@ def test_the_engine_process_ends_when_its_parent_is_killed(tmp_path: Path) -> No
     script.write_text(
         "import os, signal, sys, time\n"
         "from basaran_ops.pool import ProcessTransport\n"
+        "from basaran_ops.pool.placement import Placement\n"
         "from basaran_ops.settings import Settings\n"
-        f"transport = ProcessTransport(Settings(model_cache_dir={str(tmp_path)!r}), os.environ)\n"
+        f"settings = Settings(model_cache_dir={str(tmp_path)!r})\n"
+        "transport = ProcessTransport(settings, Placement(os.environ))\n"
         "print(transport.pid, flush=True)\n"
         "time.sleep(60)\n"
     )
@@ -98,21 +102,27 @@ def test_the_engine_process_ends_when_its_parent_is_killed(tmp_path: Path) -> No
     assert not list((tmp_path / "basaran_ops").glob("*.partial")), "something half-made was left"
 
 
-@pytest.mark.parametrize(
-    ("replica", "replicas", "environ", "expected"),
-    [
-        (0, 1, {"CUDA_VISIBLE_DEVICES": "3"}, {}),
-        (1, 2, {}, {"CUDA_VISIBLE_DEVICES": "1"}),
-        (1, 2, {"CUDA_VISIBLE_DEVICES": "4,6"}, {"CUDA_VISIBLE_DEVICES": "6"}),
-        (1, 2, {"CUDA_VISIBLE_DEVICES": ""}, {"CUDA_VISIBLE_DEVICES": ""}),
-    ],
-)
-def test_each_replica_sees_its_own_gpu(
-    replica: int, replicas: int, environ: dict[str, str], expected: dict[str, str]
-) -> None:
-    assert visible_devices(replica, replicas, environ) == expected
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot pin")
+def test_an_engine_stays_on_its_cores_with_as_many_threads(tmp_path: Path) -> None:
+    """The real engine process, until it has loaded; with every thread that it started."""
+    core = max(os.sched_getaffinity(0))
+    path = save_tiny(tmp_path / "model")
+    settings = Settings(model=str(path), engine_slots=2, engine_context_length=64, model_dtype="float32")
+    transport = ProcessTransport(settings, Placement(ENVIRON, frozenset({core}), threads=1))
+    try:
+        while not isinstance(message := transport.receive(), Ready):
+            assert isinstance(message, Loading)
+        threads = [int(task.name) for task in Path(f"/proc/{transport.pid}/task").iterdir()]
+        assert {frozenset(os.sched_getaffinity(thread)) for thread in threads} == {frozenset({core})}
+    finally:
+        transport.close()
 
 
-def test_more_replicas_than_visible_gpus_are_refused() -> None:
-    with pytest.raises(ValueError, match="CUDA_VISIBLE_DEVICES=4"):
-        visible_devices(0, 2, {"CUDA_VISIBLE_DEVICES": "4"})
+def test_settings_reach_the_engine_with_its_share_of_the_threads() -> None:
+    settings = Settings(model="/no/such/model")
+    transport = ProcessTransport(settings, Placement(ENVIRON, threads=3), "tests.pool.echo_settings")
+    try:
+        received = transport.receive()
+    finally:
+        transport.close()
+    assert received == settings.model_copy(update={"engine_threads": 3})

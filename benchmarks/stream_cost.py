@@ -1,6 +1,6 @@
 """What streaming costs: the server's CPU for each event, and how much it slows the engine's steps.
 
-`python -m benchmarks.stream_cost [MODEL]` serves the model (empty: the default one) with 64 slots and generates 64
+`python -m benchmarks.stream_cost [MODEL]` serves the model, or the default one, with 64 slots, generates 64
 sequences, alternately as one plain request and as 64 streams, and prints medians.
 """
 

@@ -8,12 +8,83 @@ import select
 import socket
 import threading
 from collections.abc import Callable
+from typing import Any, Protocol
 
 log = logging.getLogger(__name__)
 
 
+class HangUpPoll(Protocol):
+    """Waits for the peers of sockets to hang up. Level-triggered: one that has done so is seen at once."""
+
+    def register(self, descriptor: int) -> None: ...
+
+    def unregister(self, descriptor: int) -> None: ...
+
+    def poll(self) -> list[int]:
+        """The descriptors whose peers have hung up; waits until there is one."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class EpollHangUps:
+    """On Linux; a readable pipe counts too, which is how the monitor is woken."""
+
+    def __init__(self, wake: int) -> None:
+        self._poll = select.epoll()
+        self._poll.register(wake, select.EPOLLIN)
+
+    def register(self, descriptor: int) -> None:
+        self._poll.register(descriptor, select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR)
+
+    def unregister(self, descriptor: int) -> None:
+        self._poll.unregister(descriptor)
+
+    def poll(self) -> list[int]:
+        return [descriptor for descriptor, _ in self._poll.poll()]
+
+    def close(self) -> None:
+        self._poll.close()
+
+
+class KqueueHangUps:
+    """On macOS and the BSDs, where reading to the end of a stream is told by a flag (kqueue(2), EV_EOF)."""
+
+    def __init__(self, wake: int, module: Any = select) -> None:
+        self._select = module
+        self._wake = wake
+        self._queue = module.kqueue()
+        self._change(wake, module.KQ_EV_ADD)
+
+    def register(self, descriptor: int) -> None:
+        # Clear: bytes that the client sends ahead wake us once, not for ever.
+        self._change(descriptor, self._select.KQ_EV_ADD | self._select.KQ_EV_CLEAR)
+
+    def unregister(self, descriptor: int) -> None:
+        self._change(descriptor, self._select.KQ_EV_DELETE)
+
+    def poll(self) -> list[int]:
+        events = self._queue.control(None, 64, None)
+        return [
+            event.ident
+            for event in events
+            if event.ident == self._wake or event.flags & self._select.KQ_EV_EOF
+        ]
+
+    def close(self) -> None:
+        self._queue.close()
+
+    def _change(self, descriptor: int, flags: int) -> None:
+        self._queue.control([self._select.kevent(descriptor, self._select.KQ_FILTER_READ, flags)], 0)
+
+
+def hang_ups(wake: int) -> HangUpPoll:
+    """What this system has for it."""
+    return EpollHangUps(wake) if hasattr(select, "epoll") else KqueueHangUps(wake)
+
+
 class DepartureMonitor:
-    """One thread that waits in epoll for watched sockets to be closed by their peers.
+    """One thread that waits in the kernel for watched sockets to be closed by their peers.
 
     `_callbacks` holds one entry for each watched descriptor; taking it out, under `_lock`, is the right to
     call it, so a descriptor that is reused by the next connection never gets the last one's callback.
@@ -22,9 +93,8 @@ class DepartureMonitor:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._callbacks: dict[int, Callable[[], None]] = {}
-        self._poll = select.epoll()
         self._wake_read, self._wake_write = os.pipe()
-        self._poll.register(self._wake_read, select.EPOLLIN)
+        self._poll = hang_ups(self._wake_read)
         self._thread = threading.Thread(target=self._run, name="departures", daemon=True)
         self._thread.start()
 
@@ -40,8 +110,7 @@ class DepartureMonitor:
         descriptor = client.fileno()
         with self._lock:
             self._callbacks[descriptor] = callback
-            # Level-triggered: a client that has left already is seen at once.
-            self._poll.register(descriptor, select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR)
+            self._poll.register(descriptor)
         return lambda: self._unwatch(descriptor, callback)
 
     def close(self) -> None:
@@ -61,7 +130,7 @@ class DepartureMonitor:
 
     def _run(self) -> None:
         while True:
-            for descriptor, _ in self._poll.poll():
+            for descriptor in self._poll.poll():
                 if descriptor == self._wake_read:
                     return
                 with self._lock:

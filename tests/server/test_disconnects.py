@@ -4,10 +4,11 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
-from basaran_ops.server.disconnects import DepartureMonitor
+from basaran_ops.server.disconnects import DepartureMonitor, KqueueHangUps
 
 
 @pytest.fixture
@@ -87,3 +88,38 @@ def test_hundreds_may_leave_at_once(monitor: DepartureMonitor) -> None:
 
 def test_without_a_socket_nothing_is_watched(monitor: DepartureMonitor) -> None:
     monitor.watch(None, pytest.fail)()
+
+
+class FakeSelect:
+    """The part of `select` that a system with kqueue has; events are as given."""
+
+    KQ_EV_ADD, KQ_EV_DELETE, KQ_EV_CLEAR, KQ_EV_EOF, KQ_FILTER_READ = 1, 2, 32, 32768, -1
+
+    def __init__(self) -> None:
+        self.changes: list[SimpleNamespace] = []
+        self.events: list[SimpleNamespace] = []
+
+    def kqueue(self) -> FakeSelect:
+        return self
+
+    def kevent(self, ident: int, filter: int, flags: int) -> SimpleNamespace:  # noqa: A002
+        return SimpleNamespace(ident=ident, filter=filter, flags=flags)
+
+    def control(
+        self, changes: list[SimpleNamespace] | None, count: int, timeout: float | None = 0
+    ) -> list[SimpleNamespace]:
+        self.changes += changes or []
+        return self.events if count else []
+
+
+def test_without_epoll_kqueues_end_of_stream_is_a_departure() -> None:
+    system = FakeSelect()
+    poll = KqueueHangUps(3, system)
+    poll.register(7)
+    poll.register(8)
+    poll.unregister(8)
+    assert [(change.ident, change.flags) for change in system.changes] == [(3, 1), (7, 33), (8, 33), (8, 2)]
+    system.events = [system.kevent(7, -1, FakeSelect.KQ_EV_EOF), system.kevent(9, -1, 0)]
+    assert poll.poll() == [7], "one that sends more has not left"
+    system.events = [system.kevent(3, -1, 0)]
+    assert poll.poll() == [3]

@@ -73,7 +73,11 @@ def start_service(settings: Settings, on_fatal: Callable[[ModelLoadError], None]
     model = StreamModel(
         trust_remote_code=settings.model_trust_remote_code, chat_template=_chat_template(settings)
     )
-    metrics = Metrics([settings.served_name, *settings.adapters], aliases=settings.management_vllm_aliases)
+    metrics = Metrics(
+        [settings.served_name, *settings.adapters],
+        replicas=settings.engine_replicas,
+        aliases=settings.management_vllm_aliases,
+    )
 
     def on_ready(info: ModelInfo) -> None:
         model.on_ready(info)

@@ -55,8 +55,9 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 class Metrics:
     """All that is counted; a RequestListener. Every method may be called from any thread."""
 
-    def __init__(self, model_names: Sequence[str], *, aliases: bool = False) -> None:
+    def __init__(self, model_names: Sequence[str], *, replicas: int = 1, aliases: bool = False) -> None:
         """`model_names` are those served, the model's own first; `aliases` adds vLLM's names."""
+        self._replicas = replicas
         self.registry = CollectorRegistry()
         self._aliases = aliases
         self._names = tuple(model_names)
@@ -211,7 +212,10 @@ class Metrics:
             "prefix_cache_hits", "Prompt tokens found in what was computed before.", label, names[:1]
         )
         self._oom = self._counter(
-            "device_oom", "Steps for which the device had no memory left.", ("device",), [("0",)]
+            "device_oom",
+            "Steps for which a replica's device had no memory left, by the replica's number.",
+            ("device",),
+            ((str(number),) for number in range(self._replicas)),
         )
         self._http = self._counter(
             "http_requests", "Answers of the API.", ("method", "route", "status"), [("GET", "/health", "2xx")]

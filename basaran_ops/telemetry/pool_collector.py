@@ -80,7 +80,10 @@ class PoolCollector(Collector):
             f"{PREFIX}_replica_restarts", "Times that the engine was replaced.", labels=("replica",)
         )
         memory = GaugeMetricFamily(
-            f"{PREFIX}_device_memory_bytes", "Memory of the engine's device.", labels=("device", "kind")
+            # Each replica sees its own GPU as cuda:0: its number tells them apart.
+            f"{PREFIX}_device_memory_bytes",
+            "Memory of a replica's device, by the replica's number.",
+            labels=("device", "kind"),
         )
         for replica in replicas:
             where = (str(replica.number), replica.device)
@@ -88,9 +91,8 @@ class PoolCollector(Collector):
             stepped.add_metric(where, replica.last_step_at)
             age.add_metric(where, replica.step_age)
             restarts.add_metric(where[:1], replica.restarts)
-            device = f"{replica.device or 'unknown'}/{replica.number}"
-            memory.add_metric((device, "used"), replica.stats.memory_used)
-            memory.add_metric((device, "total"), replica.stats.memory_total)
+            memory.add_metric((where[0], "used"), replica.stats.memory_used)
+            memory.add_metric((where[0], "total"), replica.stats.memory_total)
         yield from (up, stepped, age, restarts, memory)
 
     def _model_info(self, info: ModelInfo) -> Metric:

@@ -3,92 +3,30 @@
 from __future__ import annotations
 
 import math
-import socket
 import subprocess
-import time
 from collections.abc import Iterator
 
-import httpx
 import pytest
-import yaml
 
 from .fake_exposition import exposition, management_port
 from .grafana import PANELS, queries
 from .metric_families import SERIES
-from .promtool import MONITORING, RULES, program, recordings
-
-SECONDS = 30
-
-
-class Prometheus:
-    def __init__(self, port: int) -> None:
-        self._url = f"http://127.0.0.1:{port}/api/v1"
-
-    def get(self, path: str, **parameters: str) -> dict:
-        answer = httpx.get(f"{self._url}/{path}", params=parameters).json()
-        assert answer["status"] == "success", answer
-        return answer["data"]
-
-    def ask(self, query: str) -> list[dict]:
-        return self.get("query", query=query)["result"]
-
-    def wait_for(self, query: str) -> None:
-        deadline = time.monotonic() + SECONDS
-        while time.monotonic() < deadline:
-            try:
-                if self.ask(query):
-                    return
-            except (httpx.TransportError, ValueError):
-                pass  # not up yet
-            time.sleep(0.1)
-        pytest.fail(f"Prometheus has no answer to {query} after {SECONDS} s")
+from .prometheus import SECONDS, Prometheus, running_prometheus
+from .promtool import program, recordings
 
 
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     directory = tmp_path_factory.mktemp("prometheus")
-    with management_port() as one, management_port() as other, socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-        free.close()
-        config = directory / "prometheus.yml"
-        config.write_text(yaml.safe_dump(impatient([one, other])))
-        arguments = {
-            "config.file": config,
-            "storage.tsdb.path": directory / "data",
-            "web.listen-address": f"127.0.0.1:{port}",
-            "log.level": "error",
-        }
-        process = subprocess.Popen(
-            [program("prometheus"), *(f"--{name}={value}" for name, value in arguments.items())]
-        )
-        try:
-            server = Prometheus(port)
-            # Both servers, three times each, and the recordings after that.
-            server.wait_for(f"count(count_over_time(up[{SECONDS}s]) >= 3) == 3")
-            server.wait_for("model:basaran_slow_tokens:ratio_rate3d")
-            yield server
-        finally:
-            process.terminate()
-            process.wait()
-
-
-def impatient(ports: list[int]) -> dict:
-    """The shipped configuration, with these servers in place of the container and no time to lose."""
-    config = yaml.safe_load((MONITORING / "prometheus.yml").read_text())
-    (job,) = config["scrape_configs"]
-    (target,) = job["static_configs"]
-    target["targets"] = [f"127.0.0.1:{port}" for port in ports]
-    # Both have one address; the pods of the real ones differ.
-    (relabel,) = job["relabel_configs"]
-    relabel["regex"] = "(.*)"
-    config["scrape_configs"].append(
-        # Somebody else's, and down: there is nothing on this port.
-        {"job_name": "another", "static_configs": [{"targets": ["127.0.0.1:1"]}]}
-    )
-    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
-    config["rule_files"] = [str(RULES)]
-    return config
+    with (
+        management_port() as one,
+        management_port() as other,
+        running_prometheus(directory, [one, other]) as server,
+    ):
+        # Both servers, three times each, and the recordings after that.
+        server.wait_for(f"count(count_over_time(up[{SECONDS}s]) >= 3) == 3")
+        server.wait_for("model:basaran_slow_tokens:ratio_rate3d")
+        yield server
 
 
 def test_the_servers_are_told_apart_by_namespace_and_pod(prometheus: Prometheus) -> None:

@@ -10,8 +10,6 @@ import pytest
 from ..running_server import RunningServer, running_server
 from ..tiny_models import save_tiny
 
-# A tiny model's steps are faster on one thread, above all where the cores are busy.
-ONE_THREAD = {"ENGINE_THREADS": "1", "MODEL_DTYPE": "float32"}
 TEMPLATE = (
     "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
@@ -30,7 +28,7 @@ def server(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         SERVER_MODEL_NAME="org/tiny",
         MODEL_CHAT_TEMPLATE=str(template),
         ENGINE_SLOTS="4",
-        **ONE_THREAD,
+        MODEL_DTYPE="float32",
     ) as server:
         yield server.wait_ready()
 
@@ -48,7 +46,7 @@ def narrow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningS
         SERVER_API_KEYS="the-key",
         SERVER_QUEUE_LIMIT="1",
         ENGINE_SLOTS="1",
-        **ONE_THREAD,
+        MODEL_DTYPE="float32",
         ENGINE_CONTEXT_LENGTH="32768",
     ) as server:
         yield server.wait_ready()

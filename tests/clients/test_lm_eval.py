@@ -95,7 +95,6 @@ def server(default_model_path: Path, tmp_path_factory: pytest.TempPathFactory) -
         MODEL_DTYPE="float32",
         ENGINE_SLOTS="4",
         ENGINE_CONTEXT_LENGTH=str(CONTEXT),
-        ENGINE_THREADS="1",
     ) as server:
         yield server.wait_ready()
 

@@ -102,7 +102,6 @@ def watched_server(tiny_path: Path, directory: Path) -> Iterator[tuple[RunningSe
         "SERVER_QUEUE_LIMIT": "8",
         "ENGINE_SLOTS": "6",
         "ENGINE_REPLICAS": "2",
-        "ENGINE_THREADS": "1",
         "ENGINE_PREFIX_CACHE": "true",
     }
     port = free_port()

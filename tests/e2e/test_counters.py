@@ -38,7 +38,6 @@ def server(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         SERVER_API_KEYS="the-key",
         SERVER_QUEUE_LIMIT="4",
         ENGINE_SLOTS="4",
-        ENGINE_THREADS="1",
         LOG_FORMAT="json",
     ) as server:
         yield server.wait_ready()

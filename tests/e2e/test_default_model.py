@@ -25,7 +25,11 @@ def server(default_model_path: Path, tmp_path_factory: pytest.TempPathFactory) -
     """No MODEL at all, 32 slots and room for two more."""
     log = tmp_path_factory.mktemp("default") / "log"
     with running_server(
-        log, SERVER_QUEUE_LIMIT="2", ENGINE_CONTEXT_LENGTH="2048", ENGINE_TOKEN_BUDGET="64"
+        log,
+        SERVER_QUEUE_LIMIT="2",
+        ENGINE_CONTEXT_LENGTH="2048",
+        ENGINE_TOKEN_BUDGET="64",
+        ENGINE_THREADS="",
     ) as server:
         yield server.wait_ready()
 

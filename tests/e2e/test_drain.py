@@ -22,7 +22,7 @@ STREAMS = 20
 
 @contextmanager
 def serving(tiny_path: Path, tmp_path: Path, **settings: str) -> Iterator[RunningServer]:
-    small = {"MODEL": str(tiny_path), "ENGINE_SLOTS": "8", "ENGINE_THREADS": "1", "MODEL_DTYPE": "float32"}
+    small = {"MODEL": str(tiny_path), "ENGINE_SLOTS": "8", "MODEL_DTYPE": "float32"}
     with running_server(tmp_path / "log", **small | settings) as server:
         yield server.wait_ready()
 

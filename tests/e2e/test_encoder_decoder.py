@@ -29,7 +29,6 @@ def server(
         MODEL_DTYPE="float32",
         ENGINE_SLOTS="8",
         ENGINE_CONTEXT_LENGTH="64",
-        ENGINE_THREADS="1",
     ) as server:
         yield server.wait_ready()
 

@@ -112,7 +112,7 @@ def test_a_plain_request_to_a_killed_engine_is_a_500(server: RunningServer) -> N
 def test_sigterm_lets_a_stream_finish_refuses_new_connections_and_leaves_nothing(
     server: RunningServer,
 ) -> None:
-    client = Client(server, prompt=[5], max_tokens=300)
+    client = Client(server, prompt=[5], max_tokens=100)
     family = server.processes()
     server.process.send_signal(signal.SIGTERM)
     refused = False

@@ -28,7 +28,7 @@ def table() -> Iterator[None]:
 
 @contextmanager
 def serving(tiny_path: Path, tmp_path: Path, **settings: str) -> Iterator[RunningServer]:
-    small = {"MODEL": str(tiny_path), "ENGINE_SLOTS": "4", "ENGINE_THREADS": "1", "MODEL_DTYPE": "float32"}
+    small = {"MODEL": str(tiny_path), "ENGINE_SLOTS": "4", "MODEL_DTYPE": "float32"}
     with running_server(tmp_path / "log", **small | settings) as server:
         yield server
 

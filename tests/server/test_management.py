@@ -28,7 +28,6 @@ def server(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         SERVER_API_KEYS="the-key",
         SERVER_QUEUE_LIMIT="3",
         ENGINE_SLOTS="2",
-        ENGINE_THREADS="1",
     ) as server:
         yield server.wait_ready()
 
@@ -165,9 +164,7 @@ def test_only_what_a_restart_can_help_makes_the_server_unhealthy() -> None:
 
 
 def test_draining_refuses_at_once_and_answers_after_its_delay(tiny_path: Path, tmp_path: Path) -> None:
-    with running_server(
-        tmp_path / "log", MODEL=str(tiny_path), ENGINE_SLOTS="2", ENGINE_THREADS="1"
-    ) as server:
+    with running_server(tmp_path / "log", MODEL=str(tiny_path), ENGINE_SLOTS="2") as server:
         server.wait_ready()
         answers: list[tuple[float, httpx.Response]] = []
 
@@ -212,7 +209,6 @@ def test_vllms_names_are_told_too_where_that_is_asked_for(tiny_path: Path, tmp_p
         tmp_path / "log",
         MODEL=str(tiny_path),
         ENGINE_SLOTS="2",
-        ENGINE_THREADS="1",
         MANAGEMENT_VLLM_ALIASES="true",
     ) as server:
         server.wait_ready()

@@ -64,7 +64,6 @@ def test_a_request_is_a_span_under_its_callers(collector: Collector, tiny_path: 
         MODEL=str(tiny_path),
         SERVER_MODEL_NAME="org/tiny",
         ENGINE_SLOTS="2",
-        ENGINE_THREADS="1",
         OTEL_EXPORTER_OTLP_ENDPOINT=collector.url,
     ) as server:
         server.wait_ready()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class BasaranError(Exception):
     """Base of all errors raised on purpose; anything else is a defect."""
@@ -21,6 +23,14 @@ class InvalidRequest(BasaranError):
 
     status = 400
     type = "invalid_request_error"
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Say a field's name as the client knows it."""
+        name = names.get(self.param or "")
+        if name is not None:
+            if self.message.startswith(f"{self.param} "):
+                self.message = name + self.message.removeprefix(str(self.param))
+            self.param = name
 
 
 class ContextLengthExceeded(InvalidRequest):

@@ -108,7 +108,9 @@ def load_model(
 
     model = LibraryModel(trust_remote_code=trust_remote_code)
     # Nobody else shares this pool: a caller with many threads queues without limit.
-    pool = GenerationPool([lambda: ThreadTransport(load)], capacity=2**31, on_ready=model.on_ready)
+    pool = GenerationPool(
+        [lambda: ThreadTransport(load)], capacity=2**31, on_ready=model.on_ready, patient=False
+    )
     model.attach(pool)
     pool.start()
     try:

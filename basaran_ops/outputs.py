@@ -89,6 +89,8 @@ class ModelInfo:
     """Tokens that a completion may hold where it does not share the prompt's context: of an encoder-decoder
     model. None for others.
     """
+    output_size: int | None = None
+    """Tokens that can be generated, where those are others than the vocabulary's."""
     scores_prompts: bool = True
     """Whether prompts can have log-probabilities: an encoder-decoder model's decoder never reads them."""
     adapters: tuple[str, ...] = ()

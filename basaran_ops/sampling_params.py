@@ -24,6 +24,8 @@ RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(
 
 MAX_BIAS = 100
 
+MAX_COUNT = 2**31 - 1
+
 GREEDY_TEMPERATURE = 1e-4
 """A lower temperature is greedy: logits divided by it may leave the range of float32."""
 
@@ -62,14 +64,20 @@ class SamplingParams:
     """(token id, added to its logit)."""
     logprobs: int | None = None
     """Likeliest tokens told with each token's log-probability; None tells none."""
+    ranked: bool = False
+    """Score what is generated, to compare choices by, whether or not that is told."""
     prompt_logprobs: bool = False
     """Score the prompt's tokens too. Needs logprobs."""
 
     def __post_init__(self) -> None:
         for name, (low, high) in RANGES.items():
             _require(low <= getattr(self, name) <= high, name, f"must be between {low:g} and {high:g}")
-        _require(self.max_tokens >= 0, "max_tokens", "must be at least 0")
-        _require(self.top_k >= 0, "top_k", "must be at least 0 (0 keeps every token)")
+        _require(0 <= self.max_tokens <= MAX_COUNT, "max_tokens", f"must be between 0 and {MAX_COUNT}")
+        _require(
+            0 <= self.top_k <= MAX_COUNT,
+            "top_k",
+            f"must be between 0 (which keeps every token) and {MAX_COUNT}",
+        )
         _require(self.n >= 1, "n", "must be at least 1")
         _require(
             self.seed is None or -MAX_SEED - 1 <= self.seed <= MAX_SEED,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -33,6 +34,8 @@ class StreamModel:
         self._own_template = chat_template
         self._pool: GenerationPool | None = None
         self._loaded: _Loaded | None = None
+        self._loading = threading.Lock()
+        """Held by one replica's thread at a time while it reads what it loaded."""
 
     def attach(self, pool: GenerationPool) -> None:
         """Draw from this pool. It must have been made with our `on_ready`."""
@@ -43,11 +46,12 @@ class StreamModel:
 
         Replicas may differ in how long a context fits into their memory: the shortest counts for all.
         """
-        if self._loaded is None:
-            tokenizer = Tokenizer.load(info.tokenizer_path, trust_remote_code=self._trust_remote_code)
-            self._loaded = _Loaded(info, tokenizer, ChatTemplate(tokenizer, self._own_template))
-        elif info.context_length < self._loaded.info.context_length:
-            self._loaded = replace(self._loaded, info=info)
+        with self._loading:
+            if self._loaded is None:
+                tokenizer = Tokenizer.load(info.tokenizer_path, trust_remote_code=self._trust_remote_code)
+                self._loaded = _Loaded(info, tokenizer, ChatTemplate(tokenizer, self._own_template))
+            elif info.context_length < self._loaded.info.context_length:
+                self._loaded = replace(self._loaded, info=info)
 
     @property
     def pool(self) -> GenerationPool:
@@ -69,14 +73,27 @@ class StreamModel:
         """The model's chat template. Raises NotReady until the model is loaded."""
         return self._ready().chat_template
 
-    def check_token_ids(self, name: str, ids: Iterable[int]) -> None:
-        """Raise InvalidRequest, with `name` as its param, for an id outside the vocabulary."""
-        size = self._ready().info.vocab_size
+    def check_token_ids(self, name: str, ids: Iterable[int], size: int | None = None) -> None:
+        """Raise InvalidRequest, with `name` as its param, for an id outside the vocabulary, or `size`."""
+        size = self._ready().info.vocab_size if size is None else size
         for token in ids:
             if not 0 <= token < size:
                 raise InvalidRequest(
                     f"{name}: token id {token} is outside the vocabulary of {size}", param=name
                 )
+
+    def check_length(self, name: str, characters: int) -> None:
+        """Raise ContextLengthExceeded, with `name` as its param, for a text that cannot fit the context,
+        whatever its tokens are: encoding megabytes to find out takes seconds.
+        """
+        loaded = self._ready()
+        least = loaded.tokenizer.at_least_tokens(characters)
+        if least > loaded.info.context_length:
+            raise ContextLengthExceeded(
+                loaded.info.context_length,
+                f"your {name} has at least {least} tokens. Please shorten it.",
+                param=name,
+            )
 
     def generate(
         self,
@@ -99,8 +116,9 @@ class StreamModel:
         loaded = self._ready()
         if adapter is not None and adapter not in loaded.info.adapters:
             raise ModelNotFound(adapter)
-        self.check_token_ids("logit_bias", (token for token, _ in params.logit_bias))
-        self.check_token_ids("stop_token_ids", params.stop_token_ids)
+        outputs = loaded.info.output_size
+        self.check_token_ids("logit_bias", (token for token, _ in params.logit_bias), outputs)
+        self.check_token_ids("stop_token_ids", params.stop_token_ids, outputs)
         separate = loaded.info.completion_length is not None
         scored = echo and params.logprobs is not None and loaded.info.scores_prompts
         params = replace(params, prompt_logprobs=scored)
@@ -111,6 +129,8 @@ class StreamModel:
         for prompt in prompts:
             if not isinstance(prompt, str):
                 self.check_token_ids("prompt", prompt or ())
+            if isinstance(prompt, str):
+                self.check_length("prompt", len(prompt) + len(suffix))
             ids = _encode(loaded.tokenizer, prompt, suffix)
             # A tokenizer may have tokens that the model was never given.
             self.check_token_ids("prompt", (max(ids),))

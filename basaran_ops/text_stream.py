@@ -46,6 +46,8 @@ class TextOutput:
     finish_reason: FinishReason | None = None
     tokens: tuple[TextToken, ...] = ()
     """Where log-probabilities were asked for: the tokens of `text`, whose texts joined are it."""
+    mean_logprob: float = 0.0
+    """With the finish_reason, where choices are ranked: of all that was generated, told or not."""
 
 
 @dataclass(slots=True)
@@ -104,7 +106,7 @@ class TextStream:
     def outputs(self, idle: float | None = None) -> Iterator[list[TextOutput]]:
         """Yield what is new, several choices at once where they came together.
 
-        Yields [] when nothing came for `idle` seconds. Raises the error that ended the request,
+        Yields [] when there was nothing to show for `idle` seconds. Raises the error that ended the request,
         DeadlineExceeded at the end of its time, or StreamClosed. Closes itself at the end.
         """
         try:
@@ -112,17 +114,18 @@ class TextStream:
                 self._watch.listener.prompt_read(self._watch.context, self.usage.prompt_tokens, 0)
                 yield [self._echo(index, choice) for index, choice in enumerate(self._choices)]
                 return
+            told_at = time.monotonic()
             while True:
-                taken = self._stream.take(self._patience(idle))
+                quiet = time.monotonic() - told_at
+                taken = self._stream.take(self._patience(None if idle is None else idle - quiet))
                 self._check_time()
-                if taken is None:
-                    yield []
-                    continue
-                if not taken:
+                if taken == []:
                     return
-                texts = [text for output in taken if (text := self._decode(output)) is not None]
-                if texts:
+                texts = [text for output in taken or () if (text := self._decode(output)) is not None]
+                # Tokens may come and have no text, for as long as a proxy would wait.
+                if texts or (idle is not None and time.monotonic() - told_at >= idle):
                     yield texts
+                    told_at = time.monotonic()
         except GeneratorExit:
             self.close(client_gone=True)
             raise
@@ -144,7 +147,7 @@ class TextStream:
 
     def _echo(self, index: int, choice: Choice) -> TextOutput:
         choice.finish_reason = "length"
-        return TextOutput(index, choice.echoed(), "length")
+        return TextOutput(index, choice.echoed(), "length", choice.take()[1])
 
     def _patience(self, idle: float | None) -> float | None:
         """Seconds to wait for an output."""
@@ -226,7 +229,7 @@ class TextStream:
         text, tokens = choice.take()
         if not text and not choice.has_ended():
             return None
-        return TextOutput(event.index, text, choice.finish_reason, tokens)
+        return TextOutput(event.index, text, choice.finish_reason, tokens, choice.mean_logprob)
 
     def _tell(self, choice: Choice, output: SequenceOutput, *, counts_prompt: bool) -> None:
         """Count, and tell the listener, what an output brought. A prompt counts once, whatever n is."""
@@ -272,6 +275,8 @@ class Choice:
         self._detokenizer = Detokenizer(tokenizer.decode, [] if told or separate else work.prompt_ids)
         self._stop = StopChecker(work.params.stop)
         self._num_tokens = 0
+        self._logprobs = 0.0
+        """The sum over generated tokens, where they are scored."""
         self._ready = prompt_text if echo and not told else ""
         """Text that can be shown."""
         self._pending: list[TextToken] = []
@@ -309,6 +314,11 @@ class Choice:
     def has_ended(self) -> bool:
         return self.finish_reason is not None
 
+    @property
+    def mean_logprob(self) -> float:
+        """Of all generated tokens, those of a stop string included."""
+        return self._logprobs / max(1, self._num_tokens)
+
     def echoed(self) -> str:
         """The text of a choice for which nothing is generated."""
         return self.prompt_text if self._echo else ""
@@ -327,6 +337,8 @@ class Choice:
             self._flush()
         text = "" if silent else self._detokenizer.push(token)
         if logprob is not None:
+            self._logprobs += logprob.logprob
+        if logprob is not None and self._scored:
             self._add(TextToken(text, self._offset, token, logprob.logprob, logprob.top))
         self._show(text)
 

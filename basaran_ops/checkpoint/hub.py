@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from huggingface_hub import constants, snapshot_download
@@ -70,8 +71,9 @@ def remove_abandoned(settings: Settings) -> None:
     folder = "models--" + settings.model.replace("/", "--")
     for path in (_cache(settings) / folder / "blobs").glob("*.incomplete"):
         # Another process may be writing to it, or remove it first.
-        if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
-            path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
+                path.unlink()
 
 
 def _cache(settings: Settings) -> Path:

@@ -46,7 +46,6 @@ class CohortScheduler(Scheduler):
         return len(self._free)
 
     def schedule(self) -> Batch:
-        self._cohorts = deque(cohort for cohort in self._cohorts if cohort.live)
         while self.waiting and self._free and (self._abilities.interleaves or not self._cohorts):
             self._cohorts.append(self._form())
         cohort = self._cohorts.popleft()
@@ -71,8 +70,16 @@ class CohortScheduler(Scheduler):
         lengths = [member.prompt_length for member in (*members, sequence)]
         alike = sequence.adapter == members[0].adapter and (self._abilities.pads or len(set(lengths)) == 1)
         scored = sequence.scores_prompt or members[0].scores_prompt
-        fits = max(lengths) * len(lengths) <= self.token_budget
+        fits = max(lengths) * len(lengths) <= self.token_budget and self._stays_within(sequence, members)
         return self._abilities.batches and alike and not scored and fits
+
+    def _stays_within(self, sequence: Sequence, members: list[Sequence]) -> bool:
+        """Whether no row grows beyond the context: it begins where the longest prompt ends."""
+        if self.completion_length is not None:
+            return True
+        together = [*members, sequence]
+        longest = max(member.prompt_length for member in together)
+        return longest + max(member.params.max_tokens for member in together) <= self.context_length
 
     def _next_chunk(self, sequence: Sequence) -> Chunk:
         length = sequence.num_pending
@@ -84,3 +91,5 @@ class CohortScheduler(Scheduler):
         assert sequence.slot is not None
         heapq.heappush(self._free, sequence.slot)
         sequence.slot = None
+        # At once: what the model keeps of a cohort may be gigabytes.
+        self._cohorts = deque(cohort for cohort in self._cohorts if cohort.live)

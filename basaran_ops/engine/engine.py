@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from ..outputs import EngineStats, SequenceOutput
 from ..sampling_params import SamplingParams
 from .adapters import Adapters
@@ -17,7 +19,7 @@ from .memory import NO_MEMORY, MemoryUse, free_unused, is_out_of_memory
 from .runner import ModelRunner
 from .sampler import Sampler
 from .scheduler import Scheduler
-from .sequence import Batch, Sequence
+from .sequence import Batch, Chunk, Sequence
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +43,9 @@ class Engine:
         """
         self._runner = runner
         self._scheduler = scheduler
-        self._sampler = Sampler(scheduler.eos_token_ids, constraints)
+        self._sampler = Sampler(
+            scheduler.eos_token_ids, constraints, separate=scheduler.completion_length is not None
+        )
         self._memory = memory
         self._adapters = adapters
         self._measured_at = -MEASURE_SECONDS
@@ -99,8 +103,34 @@ class Engine:
         if self._adapters is not None:
             self._adapters.activate(batch.adapter)
         logits = self._runner.run(batch)
-        tokens = self._sampler.sample(sampling_rows(batch, logits), [c.sequence for c in batch.sampling])
-        return self._scheduler.update(batch, tokens, score(batch, logits, tokens))
+        rows = sampling_rows(batch, logits)
+        spoiled = self._spoiled(batch, rows) if self._runner.may_overflow else []
+        tokens = self._sampler.sample(rows, [c.sequence for c in batch.sampling])
+        outputs = self._scheduler.update(batch, tokens, score(batch, logits, tokens))
+        return self._give_up_on_numbers(spoiled, outputs) if spoiled else outputs
+
+    def _spoiled(self, batch: Batch, rows: torch.Tensor) -> list[Chunk]:
+        """The chunks whose logits are no numbers: they left the range of the model's type."""
+        found = []
+        for chunk, finite in zip(batch.sampling, rows.isfinite().any(dim=-1).tolist(), strict=True):
+            if not finite:
+                chunk.sequence.spoiled = True
+                found.append(chunk)
+        return found
+
+    def _give_up_on_numbers(
+        self, spoiled: list[Chunk], outputs: list[SequenceOutput]
+    ) -> list[SequenceOutput]:
+        """End such sequences with an error, and clear what would spoil those after them in their slots."""
+        ids = {chunk.sequence.id for chunk in spoiled}
+        kept = [output for output in outputs if output.sequence_id not in ids]
+        for chunk in spoiled:
+            if chunk.sequence.id in self._scheduler.running:
+                self._scheduler.cancel(chunk.sequence.id)
+            self._runner.forget(chunk.slot)
+            reason = "the model's numbers left the range of its type"
+            kept.append(SequenceOutput(chunk.sequence.id, (), "error", error=reason))
+        return kept
 
     def _give_up(self, batch: Batch) -> list[SequenceOutput]:
         """Make room. Nothing of the step is recorded, so that the others do it again."""

@@ -54,7 +54,7 @@ class GenerateSteps:
         if len(chunks) == 1 and not self._encoder_decoder:
             return self._forward_part(state, chunks[0])
         logits = self._remember(state, self._model._prefill(state.input_ids, state.config, state.kwargs))
-        return torch.cat([logits[row, -1:] for row, chunk in enumerate(chunks) if chunk.samples])
+        return logits[[row for row, chunk in enumerate(chunks) if chunk.samples], -1]
 
     def advance(self, cohort: Cohort, chunks: Seq[Chunk]) -> torch.Tensor:
         """One token for each live row; [live rows, vocab]."""
@@ -98,9 +98,15 @@ class GenerateSteps:
             begun.append(CohortState(tuple(sequences), input_ids, kwargs, config))
             return input_ids
 
-        self._model.generate(
-            ids, attention_mask=mask, generation_config=self._config, custom_generate=capture
-        )
+        own = self._model.generation_config
+        # What is None in ours would be taken from the model's: stop strings, which want a tokenizer.
+        self._model.generation_config = self._config
+        try:
+            self._model.generate(
+                ids, attention_mask=mask, generation_config=self._config, custom_generate=capture
+            )
+        finally:
+            self._model.generation_config = own
         return begun[0]
 
     def _forget(self) -> None:

@@ -56,6 +56,12 @@ class SlotKVCache:
         self.keys[layer][slots, :, positions] = key
         self.values[layer][slots, :, positions] = value
 
+    def clear(self, slot: int) -> None:
+        """Write zeros over a slot."""
+        for tensors in (self.keys, self.values):
+            for tensor in tensors.values():
+                tensor[slot].zero_()
+
     def copy(self, source: int, target: int, length: int) -> None:
         """Give slot `target` the first `length` tokens of slot `source`."""
         for tensors in (self.keys, self.values):

@@ -47,7 +47,8 @@ def score(batch: Batch, logits: torch.Tensor, tokens: Seq[int]) -> dict[int, Sco
         rows = logits[row : row + chunk.logit_rows]
         row += chunk.logit_rows
         token = [next(drawn)] if chunk.samples else []
-        top = chunk.sequence.params.logprobs
+        params = chunk.sequence.params
+        top = 0 if params.logprobs is None and params.ranked else params.logprobs
         if top is None or len(rows) == 0:
             continue
         # The row of token i predicts token i + 1; the last row predicts the one just drawn.

@@ -36,8 +36,10 @@ def memory_use(device: torch.device) -> MemoryUse:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an allocation failed, from which torch recovers."""
-    # On a CPU it is a plain RuntimeError.
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+    # On a CPU and on MPS it is a plain RuntimeError.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        words in str(error) for words in ("DefaultCPUAllocator", "MPS backend out of memory")
+    )
 
 
 def free_unused() -> None:

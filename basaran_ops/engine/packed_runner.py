@@ -16,10 +16,14 @@ from .attention import SlotAttention, StepPlan
 from .context_fit import ContextWish, fit_context
 from .kv_cache import SlotKVCache, bytes_per_token
 from .memory import available_bytes
-from .probe import PROBE_TOKENS, RunnerUnfit, probe_ids, relative_error, tolerance
+from .probe import PROBE_TOKENS, RunnerUnfit, overflows, probe_ids, relative_error, tolerance
 from .sequence import Batch, Chunk, Sequence
 
 _names = (f"basaran_slots_{number}" for number in itertools.count())
+
+
+OTHER_ATTENTION = ("attention_chunk_size", "keep_window_size", "compress_rates")
+"""Names in a config of attention that is like any other in texts as short as a probe, and only there."""
 
 
 class PackedRunner:
@@ -38,10 +42,14 @@ class PackedRunner:
     def __init__(self, model: PreTrainedModel, wish: ContextWish) -> None:
         if model.config.is_encoder_decoder:
             raise RunnerUnfit(f"{type(model).__name__} is an encoder-decoder model")
+        config = model.config.get_text_config()
+        if unknown := [name for name in OTHER_ATTENTION if getattr(config, name, None)]:
+            raise RunnerUnfit(f"{type(model).__name__} has {unknown[0]}, which a short probe cannot see")
         if "position_ids" not in inspect.signature(model.forward).parameters:
             raise RunnerUnfit(f"{type(model).__name__} takes no position_ids")
         self._model = model
         self._device = model.device
+        self.may_overflow = overflows(model)
         self._attention = SlotAttention()
         own_attention = model.config._attn_implementation  # noqa: SLF001 - it has no public name
         try:
@@ -57,6 +65,7 @@ class PackedRunner:
 
     def _take_over(self, wish: ContextWish) -> None:
         reference = self._reference_logits()
+        self.output_size = reference.shape[-1]
         implementation = next(_names)
         AttentionInterface.register(implementation, self._attention)
         self._model.set_attn_implementation(implementation)
@@ -74,6 +83,12 @@ class PackedRunner:
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise ModelLoadError(f"the cache cannot be allocated: {error}") from error
         self._check_chunks(reference)
+
+    def forget(self, slot: int) -> None:
+        """A masked key weighs 0, and 0 times what is no number is none."""
+        assert self._attention.cache is not None
+        with torch.inference_mode():
+            self._attention.cache.clear(slot)
 
     def run(self, batch: Batch) -> torch.Tensor:
         """Logits [rows, vocab], float32: each chunk's last `logit_rows` tokens, chunk by chunk."""

@@ -38,6 +38,8 @@ class PaddedProbe:
         self._model = model
         self._short = probe_ids(model, 5, offset=3)
         self._long = probe_ids(model, PROBE_TOKENS)
+        self.output_size = 0
+        """Columns of the logits."""
         self._other = probe_ids(model, PROBE_TOKENS, offset=2)
         self._alone = {}
         for prompt in (self._short, self._long):
@@ -83,6 +85,7 @@ class PaddedProbe:
             logits += [self._steps.advance(cohort, self._next_chunks(cohort)) for _ in range(DECODED)]
         except Exception as error:
             raise RunnerUnfit(f"{type(self._model).__name__}: {type(error).__name__}: {error}") from error
+        self.output_size = logits[0].shape[-1]
         if not all(bool(row.isfinite().all()) for row in logits):
             raise RunnerUnfit(f"{type(self._model).__name__} gives logits that are not finite")
         return logits
@@ -93,7 +96,10 @@ class PaddedProbe:
         except Exception:
             log.debug("a probe raised", exc_info=True)
             return False
-        return all(relative_error(logits, reference) <= tolerance(self._model) for logits, reference in pairs)
+        return all(
+            relative_error(logits, reference) <= tolerance(self._model, same_kernels=True)
+            for logits, reference in pairs
+        )
 
     def _is_sparse(self) -> bool:
         config = self._model.config.get_text_config()
@@ -195,7 +201,7 @@ def _tensors(value: Any, seen: set[int] | None = None) -> list[torch.Tensor]:
         items = list(value.values())
     elif isinstance(value, (list, tuple)):
         items = list(value)
-    elif type(value).__module__.startswith("transformers.") and hasattr(value, "__dict__"):
+    elif type(value).__module__.startswith("transformers") and hasattr(value, "__dict__"):
         items = [item for name, item in vars(value).items() if "config" not in name]
     else:
         items = []

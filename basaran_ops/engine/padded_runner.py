@@ -11,6 +11,7 @@ from .context_fit import ContextWish, fit_context
 from .generate_steps import GenerateSteps
 from .memory import available_bytes
 from .padded_probe import PaddedProbe
+from .probe import overflows
 from .sequence import Batch
 
 log = logging.getLogger(__name__)
@@ -32,11 +33,13 @@ class PaddedRunner:
         say.
         """
         self._steps = GenerateSteps(model)
+        self.may_overflow = overflows(model)
         with torch.inference_mode():
             probe = PaddedProbe(self._steps, model)
             self.abilities = probe.abilities()
             self._drops = probe.drops()
             self.scores_prompts = probe.scores()
+            self.output_size = probe.output_size
             slot_token_bytes, slot_bytes = probe.slot_bytes()
         self.context_length = fit_context(
             wish,
@@ -48,6 +51,9 @@ class PaddedRunner:
         if model.config.is_encoder_decoder:
             self.completion_length = min(self.context_length, completion_length or self.context_length)
         log.info("runs padded: %s, ended rows are %s", self.abilities, "dropped" if self._drops else "kept")
+
+    def forget(self, slot: int) -> None:
+        """Nothing: a cohort's cache ends with it."""
 
     def run(self, batch: Batch) -> torch.Tensor:
         """Logits [rows, vocab], float32: each chunk's last `logit_rows` tokens, chunk by chunk."""

@@ -75,7 +75,8 @@ class PrefixCache:
     def release(self, sequence: Sequence) -> None:
         """Take back a sequence's slot, and keep what it has computed."""
         assert sequence.slot is not None
-        tokens = sequence.tokens[: sequence.num_computed] if self._enabled else ()
+        keeps = self._enabled and not sequence.spoiled
+        tokens = sequence.tokens[: sequence.num_computed] if keeps else ()
         self.slots.give_back(sequence.slot, Kept(tokens, sequence.adapter))
         sequence.slot = None
 

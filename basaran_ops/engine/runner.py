@@ -18,8 +18,17 @@ class ModelRunner(Protocol):
     completion_length: int | None
     """Tokens of a completion, where it does not share the prompt's context."""
 
+    output_size: int
+    """Columns of the logits: tokens that can be generated."""
     scores_prompts: bool
     """Whether the logits at a prompt's tokens are what the model thinks will follow each."""
+
+    may_overflow: bool
+    """Whether numbers may leave the range of the model's type."""
+
+    def forget(self, slot: int) -> None:
+        """Clear what a slot keeps, which is not to be read again."""
+        ...
 
     def run(self, batch: Batch) -> torch.Tensor:
         """Logits [rows, vocab], float32: each chunk's last `logit_rows` tokens, chunk by chunk."""

@@ -32,7 +32,7 @@ def choose_runner(model: PreTrainedModel, settings: Settings, memory_fraction: f
     wish = ContextWish(
         slots=settings.engine_slots,
         asked=settings.engine_context_length,
-        model_length=_length(config, LENGTH_NAMES),
+        model_length=_model_length(config),
         memory_fraction=memory_fraction,
     )
     if settings.engine_runner != "padded":
@@ -57,6 +57,33 @@ def make_scheduler(runner: ModelRunner, settings: Settings, eos_token_ids: froze
     if isinstance(runner, PaddedRunner):
         return CohortScheduler(abilities=runner.abilities, **limits)
     return PackedScheduler(prefix_cache=settings.engine_prefix_cache, **limits)
+
+
+def _model_length(config: PreTrainedConfig) -> int | None:
+    """Positions that a text may take. Models with longrope turn to other factors beyond those that they were
+    first trained on, for all of a pass at once: neighbours would change each other's tokens.
+    """
+    length = _length(config, LENGTH_NAMES)
+    original = _longrope_length(getattr(config, "rope_parameters", None))
+    original = original or getattr(config, "original_max_position_embeddings", None)
+    if length is None or not _uses_longrope(config) or not isinstance(original, int):
+        return length
+    if original < length:
+        log.warning(
+            "the context is held to %d of %d positions, beyond which longrope changes all", original, length
+        )
+    return min(length, original)
+
+
+def _uses_longrope(config: PreTrainedConfig) -> bool:
+    return "longrope" in str(getattr(config, "rope_parameters", None))
+
+
+def _longrope_length(parameters: Any) -> int | None:
+    if not isinstance(parameters, dict):
+        return None
+    length = parameters.get("original_max_position_embeddings")
+    return length if isinstance(length, int) else None
 
 
 def _length(config: PreTrainedConfig, names: tuple[str, ...]) -> int | None:

@@ -25,7 +25,15 @@ class Sampler:
     neighbours in the batch.
     """
 
-    def __init__(self, eos_token_ids: Iterable[int] = (), constraints: Constraints | None = None) -> None:
+    def __init__(
+        self,
+        eos_token_ids: Iterable[int] = (),
+        constraints: Constraints | None = None,
+        *,
+        separate: bool = False,
+    ) -> None:
+        """`separate`: a prompt's tokens are none of the completion's, as in encoder-decoder models."""
+        self._separate = separate
         self._eos = tuple(eos_token_ids)
         self._constraints = constraints if constraints is not None and constraints.active else None
 
@@ -67,7 +75,8 @@ class Sampler:
         if sequence.num_output < params.min_tokens:
             row[[*params.stop_token_ids, *(() if params.ignore_eos else self._eos)]] = NEGATIVE_INFINITY
         if params.repetition_penalty != 1:
-            seen = torch.tensor(sorted(set(sequence.tokens)), device=row.device)
+            tokens = sequence.tokens[sequence.prompt_length if self._separate else 0 :]
+            seen = torch.tensor(sorted(set(tokens)), device=row.device, dtype=torch.long)
             logits = row[seen]
             penalty = params.repetition_penalty
             row[seen] = torch.where(logits > 0, logits / penalty, logits * penalty)

@@ -139,6 +139,13 @@ class Scheduler(ABC):
         if batch.cohort is not None:
             # Some of its layers may have kept what others have not.
             return [chunk.sequence for chunk in batch.chunks]
+        if batch.copies:
+            # It is not known which were made: whoever was to get one has nothing that is sure to be there.
+            targets = {copy.target for copy in batch.copies}
+            failed = [sequence for sequence in self.running.values() if sequence.slot in targets]
+            for sequence in failed:
+                sequence.num_computed = 0
+            return failed
         reading = [chunk.sequence for chunk in batch.prefill]
         return reading[-1:] or [max((chunk.sequence for chunk in batch.decoding), key=lambda each: each.id)]
 
@@ -183,5 +190,4 @@ def next_chunk(sequence: Sequence, length: int) -> Chunk:
 
 def ends(sequence: Sequence, token: int, eos_token_ids: frozenset[int]) -> bool:
     """Whether this token ends the sequence."""
-    params = sequence.params
-    return token in params.stop_token_ids or (token in eos_token_ids and not params.ignore_eos)
+    return token in sequence.stop_ids or (token in eos_token_ids and not sequence.params.ignore_eos)

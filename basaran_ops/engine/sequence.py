@@ -32,6 +32,8 @@ class Sequence:
         "scheduled_at",
         "shared",
         "slot",
+        "spoiled",
+        "stop_ids",
         "tokens",
         "told",
     )
@@ -61,8 +63,11 @@ class Sequence:
         """How many leading tokens are the leader's too."""
         self.scheduled_at: float | None = None
         """When its first step began, in seconds of time.monotonic()."""
+        self.spoiled = False
+        """Whether what it computed are no numbers."""
         self.told = False
         """Whether it has had an output."""
+        self.stop_ids = frozenset(params.stop_token_ids)
         self.slot: int | None = None
         # Random takes a negative seed for its absolute value, and seeds must differ.
         self.random = Random(None if seed is None else seed % 2**64)  # noqa: S311 - reproducible on purpose

@@ -69,11 +69,13 @@ class GenerationPool:
         on_ready: Callable[[ModelInfo], None] = lambda info: None,
         on_failure: Callable[[ModelLoadError], None] = lambda error: None,
         on_step: Callable[[int, EngineStats], None] = lambda number, stats: None,
+        patient: bool = True,
     ) -> None:
         """One replica for each of `starts`, which start its engine.
 
         `on_ready` is called on each replica's thread before it takes requests; `on_failure` once, when no
         replica can ever load its model; `on_step`, with the replica's number, on its thread after each step.
+        A `patient` pool tries again where a model cannot be loaded now; else the first failure is the last.
         """
         self.capacity = capacity
         self._lock = threading.Lock()
@@ -83,7 +85,7 @@ class GenerationPool:
         self._streams: dict[TokenStream, list[tuple[Replica, int]]] = {}
         self._on_failure = on_failure
         self._replicas = [
-            Replica(number, start, self._lock, on_ready, self._replica_changed, on_step)
+            Replica(number, start, self._lock, on_ready, self._replica_changed, on_step, patient=patient)
             for number, start in enumerate(starts)
         ]
 

@@ -63,9 +63,12 @@ class Replica:
         on_ready: Callable[[ModelInfo], None],
         on_change: Callable[[], None],
         on_step: Callable[[int, EngineStats], None] = lambda number, stats: None,
+        *,
+        patient: bool = True,
     ) -> None:
         """`on_ready` sees the model before requests do and may raise ModelLoadError; `on_change` is called
-        after each change of state, `on_step` after each step. All without the lock.
+        after each change of state, `on_step` after each step. All without the lock. A `patient` replica tries
+        again where loading failed for want of something that may come.
         """
         self.number = number
         self.state: ReplicaState = "loading"
@@ -88,6 +91,9 @@ class Replica:
         """When it last told of a step or, since then, got its first work; in seconds of time.monotonic()."""
         self._transport: Transport | None = None
         self._was_ready = False
+        self._patient = patient
+        self._ready_at: float | None = None
+        """When this life's engine became ready."""
         self._kill_reason = ""
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"replica-{number}", daemon=True)
@@ -151,18 +157,18 @@ class Replica:
     def _run(self) -> None:
         backoff = FIRST_BACKOFF
         while not self._stopping.is_set():
-            started = time.monotonic()
             error = self._live_once()
             if self._stopping.is_set():
                 break
             # What was ready once can be so again: memory may be short, or a disk away, for a moment.
-            if isinstance(error, ModelLoadError) and error.permanent and not self._was_ready:
+            final = isinstance(error, ModelLoadError) and (error.permanent or not self._patient)
+            if isinstance(error, ModelLoadError) and final and not self._was_ready:
                 log.error("the model cannot be loaded: %s", error.message)
                 with self._lock:
                     self.failure = error
                 self._on_change()
                 return
-            if time.monotonic() - started > STEADY_SECONDS:
+            if self._ready_at is not None and time.monotonic() - self._ready_at > STEADY_SECONDS:
                 backoff = FIRST_BACKOFF
                 self._deaths = 0
             # A model that cannot be loaded now, for want of a hub, is no reason to kill the whole server.
@@ -177,6 +183,7 @@ class Replica:
     def _live_once(self) -> BasaranError:
         """One engine's life, from its start to its end; returns why it ended."""
         self._kill_reason = ""
+        self._ready_at = None
         self._change("loading", "starting")
         try:
             transport = self._start()
@@ -228,6 +235,7 @@ class Replica:
                 self._on_ready(info)
                 log.info("engine %d is ready: %s", self.number, info)
                 self._was_ready = True
+                self._ready_at = time.monotonic()
                 self._device = info.device
                 self._change("ready", "ready")
             case LoadFailed(failure):

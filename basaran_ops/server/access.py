@@ -65,7 +65,7 @@ def install(app: Flask, settings: Settings) -> None:
 
     def check_key() -> None:
         # A preflight request carries no key.
-        if not keys.required or request.path in OPEN_PATHS or request.method == "OPTIONS":
+        if not keys.required or request.path.rstrip("/") in OPEN_PATHS or request.method == "OPTIONS":
             return
         scheme, _, key = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not keys.accepts(key.strip()):

@@ -41,6 +41,9 @@ def create_app(service: Service) -> Flask:
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.json.compact = True  # type: ignore[attr-defined]
     app.url_map.strict_slashes = False
+    # A model may be named by a path, with a slash in front.
+    app.url_map.merge_slashes = False
+    app.url_map.converters["name"] = models.NameConverter
     app.extensions[EXTENSION] = service
     for module in (completions, chat, models, tokenize, health, openapi):
         app.register_blueprint(module.blueprint)

@@ -9,7 +9,7 @@ from typing import Any
 
 from flask import Blueprint, Response, request
 
-from ..errors import ContextLengthExceeded
+from ..errors import ContextLengthExceeded, InvalidRequest
 from ..text_stream import TextOutput, TextToken
 from .conversation import encode
 from .generation import collect, respond, usage
@@ -26,10 +26,14 @@ def create_chat_completion() -> Response:
     settings = service().settings
     asked = ChatRequest.parse(service().bodies.read(request), settings)
     adapter = service().adapter_for(asked.model)
-    prompt = encode(asked.messages, asked)
-    params = asked.sampling_params(_max_tokens(asked, prompt))
-    watch = service().watch("chat", adapter or service().model_name, streamed=asked.stream)
-    stream = service().model.generate([prompt], params, adapter=adapter, watch=watch)
+    try:
+        prompt = encode(asked.messages, asked)
+        params = asked.sampling_params(_max_tokens(asked, prompt))
+        watch = service().watch("chat", adapter or service().model_name, streamed=asked.stream)
+        stream = service().model.generate([prompt], params, adapter=adapter, watch=watch)
+    except InvalidRequest as error:
+        error.rename({"prompt": "messages", "max_tokens": asked.limit_param})
+        raise
     template: dict[str, Any] = {
         "id": f"chatcmpl-{secrets.token_hex(12)}",
         "created": int(time.time()),

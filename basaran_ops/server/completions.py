@@ -23,7 +23,7 @@ def create_completion() -> Response:
     """Complete one or more prompts, streamed or whole."""
     settings = service().settings
     body = service().bodies.read(request)
-    if request.method == "GET" and not body:
+    if request.method in ("GET", "HEAD") and not body:
         body = b"{}"
     asked = CompletionRequest.parse(body, settings, request.args.to_dict(flat=False))
     adapter = service().adapter_for(asked.model)
@@ -79,10 +79,5 @@ def _best(choices: list[WholeChoice], n: int, best_of: int) -> list[WholeChoice]
     best = []
     for start in range(0, len(choices), best_of):
         group = choices[start : start + best_of]
-        best += sorted(group, key=_mean_logprob, reverse=True)[:n]
+        best += sorted(group, key=lambda choice: choice.mean_logprob, reverse=True)[:n]
     return best
-
-
-def _mean_logprob(choice: WholeChoice) -> float:
-    known = [token.logprob for token in choice.tokens if token.generated and token.logprob is not None]
-    return sum(known) / len(known) if known else 0.0

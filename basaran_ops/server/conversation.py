@@ -12,6 +12,7 @@ from .service import service
 
 def encode(messages: Sequence[Message], rendering: Rendering) -> list[int]:
     """The conversation's token ids. Raises InvalidRequest if the template cannot render it."""
+    service().model.check_length("messages", sum(message.characters for message in messages))
     try:
         return service().model.chat_template.encode(
             [message.for_template() for message in messages],

@@ -23,6 +23,7 @@ class WholeChoice:
     texts: list[str] = field(default_factory=list)
     tokens: list[TextToken] = field(default_factory=list)
     finish_reason: str | None = None
+    mean_logprob: float = 0.0
 
     @property
     def text(self) -> str:
@@ -38,6 +39,7 @@ def collect(stream: TextStream) -> list[WholeChoice]:
             choice.texts.append(output.text)
             choice.tokens += output.tokens
             choice.finish_reason = output.finish_reason
+            choice.mean_logprob = output.mean_logprob
     return [choices[index] for index in sorted(choices)]
 
 

@@ -30,6 +30,12 @@ class StructuredLogger(Logger):  # type: ignore[misc]  # gunicorn has no types
         self.error_log.handlers.clear()
         self.error_log.propagate = True
 
+    def warning(self, msg: str, *args: Any, **kwargs: Any) -> None:
+        # gunicorn quotes what it could not read, and that may be a prompt or a key.
+        if msg.startswith("Invalid request from ip="):
+            msg = msg.partition(": ")[0] + ": it could not be read"
+        super().warning(msg, *args, **kwargs)
+
 
 def when_ready(server: Any) -> None:
     """What the arbiter must have before it starts the worker."""
@@ -84,6 +90,8 @@ worker_connections = settings.server_connection_limit
 keepalive = settings.server_keepalive
 graceful_timeout = settings.server_drain_timeout + EXIT_SECONDS
 timeout = 60
+# The worker bounds the head as a whole; a prompt may be in the query of a GET.
+limit_request_line = 0
 control_socket_disable = True
 logger_class = StructuredLogger
 loglevel = settings.log_level

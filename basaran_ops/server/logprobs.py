@@ -46,7 +46,7 @@ def _chat_token(token: TextToken, tokenizer: Tokenizer) -> dict[str, Any]:
 
 def _chat_entry(token_id: int, logprob: float, tokenizer: Tokenizer) -> dict[str, Any]:
     text = tokenizer.token_text(token_id)
-    return {"token": text, "logprob": _known(logprob), "bytes": list(text.encode())}
+    return {"token": text, "logprob": _known(logprob), "bytes": list(tokenizer.token_bytes(token_id))}
 
 
 def _finite(logprob: float | None) -> float | None:

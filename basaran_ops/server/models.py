@@ -5,9 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from flask import Blueprint, Response, jsonify
+from werkzeug.routing import BaseConverter
 
 from ..errors import ModelNotFound
 from .service import service
+
+
+class NameConverter(BaseConverter):
+    """Whatever is left of the path."""
+
+    regex = ".+?"
+    part_isolating = False
+
 
 blueprint = Blueprint("models", __name__)
 
@@ -18,7 +27,7 @@ def list_models() -> Response:
     return jsonify(object="list", data=[_describe(name) for name in _names()])
 
 
-@blueprint.get("/v1/models/<path:name>")
+@blueprint.get("/v1/models/<name:name>")
 def retrieve_model(name: str) -> Response:
     """One model; its id may hold slashes, percent-encoded or not."""
     if name not in _names():

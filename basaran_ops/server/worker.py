@@ -141,7 +141,7 @@ class StreamWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             self._drop(head.conn)
 
     def _examine(self, head: _Head) -> None:
-        if b"\r\n\r\n" in head.data:
+        if 0 <= head.data.find(b"\r\n\r\n") <= HEAD_LIMIT:
             self._forget(head)
             head.conn.parser.unreader.unread(bytes(head.data))
             self.enqueue_req(head.conn)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -10,6 +11,19 @@ from typing import Any
 
 from ..errors import ModelLoadError
 from .infilling import Infilling
+
+REPLACEMENT = "\ufffd"
+
+
+def _character_of_byte() -> dict[int, str]:
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    characters = {byte: chr(byte) for byte in printable}
+    return characters | {byte: chr(256 + number) for number, byte in enumerate(others)}
+
+
+BYTE_OF_CHARACTER = {character: byte for byte, character in _character_of_byte().items()}
+"""How byte-level tokenizers write bytes as characters (Radford et al. 2019, GPT-2)."""
 
 
 class Tokenizer:
@@ -29,7 +43,12 @@ class Tokenizer:
             self._backend.no_padding()
             self._lock = nullcontext()
         self.bos_token_id: int | None = tokenizer.bos_token_id
-        self._special_ids = frozenset(tokenizer.all_special_ids)
+        self._special_ids = frozenset(tokenizer.all_special_ids) | {
+            token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special
+        }
+        """All that decode() leaves out; transformers' own list has named ones only."""
+        self._longest = max(map(len, tokenizer.get_vocab()), default=1)
+        """Characters of the longest token: no token stands for more of a text."""
         visible = [token for token in self.encode("a") if token not in self._special_ids]
         self._anchor = visible[-1:]
         # One entry a token of the vocabulary at most; the same text whoever writes it.
@@ -55,7 +74,10 @@ class Tokenizer:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text, with the special tokens that the tokenizer adds to a prompt or without."""
         if self._backend is not None:
-            return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+            # As a batch of one: encode() would hold Python's lock throughout, and with it the whole server,
+            # for seconds where the text is long.
+            (encoded,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+            return list(encoded.ids)
         with self._lock:
             return list(self.hf.encode(text, add_special_tokens=add_special_tokens))
 
@@ -90,6 +112,24 @@ class Tokenizer:
             text = self.decode([*self._anchor, token_id])[len(before) :] or self._name(token_id)
             self._token_texts[token_id] = text
         return text
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that one token adds to a text; those of several tokens may make up one character."""
+        piece = self.hf.convert_ids_to_tokens(token_id)
+        if isinstance(piece, str) and REPLACEMENT in self.token_text(token_id):
+            if match := re.fullmatch("<0x([0-9A-F]{2})>", piece):
+                return bytes.fromhex(match[1])
+            if all(character in BYTE_OF_CHARACTER for character in piece):
+                return bytes(BYTE_OF_CHARACTER[character] for character in piece)
+        return self.token_text(token_id).encode()
+
+    def at_least_tokens(self, characters: int) -> int:
+        """So many tokens a text of this length has at least, seen without encoding it; 0 where that is not
+        known because the tokenizer may shorten a text first.
+        """
+        if self._backend is None or self._backend.normalizer is not None:
+            return 0
+        return characters // self._longest
 
     def describe(self) -> dict[str, object]:
         """The tokenizer's class, special tokens and chat template."""

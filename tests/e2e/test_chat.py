@@ -139,6 +139,25 @@ def test_a_conversation_beyond_the_context_is_refused_in_openais_words(client: o
     assert raised.value.param == "messages"
 
 
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"max_completion_tokens": -1}, "max_completion_tokens"),
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"max_completion_tokens": 100000}, "max_completion_tokens"),
+        ({"max_tokens": 5, "messages": [{"role": "user", "content": "word " * 600}]}, "messages"),
+        ({"messages": [{"role": "user", "content": "word " * 600000}]}, "messages"),
+    ],
+    ids=["negative", "negative old name", "too large", "too long", "much too long"],
+)
+def test_a_refusal_names_the_field_that_the_client_sent(
+    server: RunningServer, fields: dict[str, Any], param: str
+) -> None:
+    response = server.http.post("/v1/chat/completions", json={"messages": QUESTION} | fields)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == param
+
+
 def test_many_asynchronous_conversations_at_once(server: RunningServer) -> None:
     async def ask() -> list[str | None]:
         async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="any", timeout=120) as client:

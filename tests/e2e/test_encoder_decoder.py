@@ -81,6 +81,13 @@ def test_an_echoed_prompt_is_not_scored_and_never_has_zeros(server: RunningServe
     assert {key: [x for chunk in chunks for x in chunk["logprobs"][key]] for key in told} == told
 
 
+def test_an_echo_without_a_completion_has_the_prompts_tokens(server: RunningServer) -> None:
+    fields: dict[str, Any] = {"prompt": "42", "max_tokens": 0, "echo": True, "logprobs": 1}
+    choice = server.complete(**fields).json()["choices"][0]
+    assert choice["text"] == "".join(choice["logprobs"]["tokens"]) == "42"
+    assert set(choice["logprobs"]["token_logprobs"]) == {None}
+
+
 def test_prompt_and_completion_have_a_context_each(server: RunningServer) -> None:
     digits = "1" * 63
     assert server.complete(prompt=digits, max_tokens=64, ignore_eos=True, temperature=0).json()["usage"] == {

@@ -195,7 +195,8 @@ text with, runs it through the engine in float32, and compares. A test holds thi
 
 The packed runner puts all tokens of a step into one pass without padding, and shares what prompts have in common.
 The padded one steps batches as `generate()` does, with the model's own cache; it runs what the packed one cannot.
-`ENGINE_RUNNER` overrides the choice.
+`ENGINE_RUNNER` overrides the choice. Models with longrope are held to the positions up to which their factors are
+the same, since a pass has one set of them for all its rows.
 
 {packed} architectures run packed and {padded} padded, {encoder_decoder} of these encoder-decoder models.
 

@@ -41,6 +41,7 @@ CASES: dict[str, dict[str, Any]] = {
     "bad_words_ids": {"bad_words_ids": [[number] for number in range(3, 200, 3)]},
     "bad words of two tokens": {"bad_words_ids": [[a, b] for a in range(2, 60) for b in range(2, 60)]},
     "min_length": {"min_length": 15, "eos_token_id": list(range(2, 160))},
+    "min_new_tokens": {"min_new_tokens": 15, "eos_token_id": list(range(2, 160))},
     "forced_eos_token_id": {"forced_eos_token_id": 17, "eos_token_id": 17},
     "several eos": {"eos_token_id": list(range(2, 60))},
 }
@@ -88,3 +89,12 @@ def test_who_ignores_eos_gets_none_forced_and_none_forbidden() -> None:
     logits = torch.zeros(10)
     Constraints(config, [3]).apply(logits, sequence)
     assert logits.tolist() == [0.0] * 10
+
+
+def test_ids_that_cannot_be_generated_are_left_out_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    config = GenerationConfig(suppress_tokens=[5, 400], bad_words_ids=[[400], [6]], min_length=9)
+    sequence = Sequence(0, (5, 6), SamplingParams(max_tokens=9), None)
+    logits = torch.zeros(10)
+    Constraints(config, [400, 3, -1], size=10).apply(logits, sequence)
+    assert [token for token, value in enumerate(logits.tolist()) if value] == [3, 5, 6]
+    assert "tokens that the model does not have: [400" in caplog.text

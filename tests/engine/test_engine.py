@@ -122,3 +122,59 @@ def test_what_is_told_of_the_engine_is_true_when_nothing_runs_any_more() -> None
     assert (engine.stats.running, engine.stats.cached_tokens) == (1, 2)
     engine.cancel(0)
     assert (engine.stats.running, engine.stats.waiting, engine.stats.cached_tokens) == (0, 0, 0)
+
+
+def test_without_memory_before_a_copy_nobody_reads_what_was_never_copied() -> None:
+    model, free = tiny_architecture("llama"), tiny_architecture("llama")
+    engine = engine_for(model, slots=4, token_budget=64)
+    shared = tuple(range(2, 42))
+    first = SamplingParams(max_tokens=30, temperature=0)
+    engine.add(0, shared, first, None)
+    engine.step()
+    for number in (1, 2):
+        engine.add(number, (*shared, 50 + number), SamplingParams(max_tokens=6, temperature=0), None)
+    Full(engine, OUT_OF_MEMORY[0], 1)
+    tokens, last = drain(engine)
+    assert (last[1].finish_reason, last[2].finish_reason) == ("error", "error")
+    assert tokens[0] == generate(free, shared, 30)[1:]
+    engine.add(3, (*shared, 51), SamplingParams(max_tokens=6, temperature=0), None)
+    tokens, _ = drain(engine)
+    assert tokens[3] == generate(free, (*shared, 51), 6)
+
+
+def test_a_request_whose_numbers_overflow_fails_and_spoils_nobody_after_it() -> None:
+    model, free = tiny_architecture("llama"), tiny_architecture("llama")
+    embedding = model.get_input_embeddings().weight
+    with torch.no_grad():
+        embedding[7] = float("inf")
+    engine = engine_for(model, slots=2, token_budget=64)
+    engine._runner.may_overflow = True
+    for number in range(2):
+        engine.add(number, (5, 7, *range(10, 70)), SamplingParams(max_tokens=5, temperature=0), None)
+    _, last = drain(engine)
+    assert {output.error for output in last.values()} == {"the model's numbers left the range of its type"}
+    # One short, one long, in one call over both slots.
+    prompts = [(5, 6, 8, 9), tuple(range(10, 70))]
+    for number, prompt in enumerate(prompts):
+        engine.add(number, prompt, SamplingParams(max_tokens=6, temperature=0), None)
+    tokens, _ = drain(engine)
+    assert [tokens[n] for n in range(2)] == [generate(free, prompt, 6) for prompt in prompts]
+
+
+def test_penalties_know_only_tokens_that_can_be_generated() -> None:
+    # FSMT reads one vocabulary and writes another.
+    model = tiny_architecture("fsmt")
+    engine = engine_for(model)
+    engine.add(0, (5, 319, 7), SamplingParams(max_tokens=4, temperature=0, repetition_penalty=1.5), None)
+    tokens, last = drain(engine)
+    assert last[0].finish_reason == "length"
+    free = tiny_architecture("fsmt")
+    with torch.inference_mode():
+        output = free.generate(
+            torch.tensor([[5, 319, 7]]),
+            max_new_tokens=4,
+            do_sample=False,
+            num_beams=1,
+            repetition_penalty=1.5,
+        )
+    assert tokens[0] == output[0, 1:].tolist()

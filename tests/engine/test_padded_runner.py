@@ -1,14 +1,20 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from basaran_ops.engine import padded_runner
+from basaran_ops.engine.engine import Engine
 from basaran_ops.engine.padded_runner import PaddedRunner
+from basaran_ops.engine.runners import choose_runner, make_scheduler
+from basaran_ops.engine.sequence import Batch
 from basaran_ops.errors import ModelLoadError
 from basaran_ops.sampling_params import SamplingParams
+from basaran_ops.settings import Settings
 
 from ..architectures import tiny_architecture
-from .engines import engine_for, wish
+from ..tiny_models import generate
+from .engines import drain, engine_for, wish
 
 
 @pytest.mark.parametrize(
@@ -53,16 +59,57 @@ def test_rows_that_ended_are_no_longer_computed() -> None:
     for number in range(4):
         engine.add(number, (5, 6, 7), SamplingParams(max_tokens=2 + number, temperature=0), None)
     rows = []
+    run = engine._runner.run
+
+    def counting(batch: Batch) -> torch.Tensor:
+        logits = run(batch)
+        assert batch.cohort is not None
+        rows.append(len(batch.cohort.state.input_ids))
+        return logits
+
+    engine._runner.run = counting  # type: ignore[method-assign]
     while engine.has_work:
         engine.step()
-        (cohort,) = engine._scheduler._cohorts
-        rows.append(len(cohort.state.input_ids))
     assert rows == [4, 4, 3, 2, 1]
 
 
 def test_nothing_is_kept_of_a_cohort_that_ended() -> None:
     engine = engine_for(tiny_architecture("bart"))
-    for _ in range(2):
-        engine.add(0, (5, 6, 7), SamplingParams(max_tokens=1, temperature=0), None)
-        engine.step()
-    assert len(engine._scheduler._cohorts) == 1
+    engine.add(0, (5, 6, 7), SamplingParams(max_tokens=1, temperature=0), None)
+    engine.step()
+    assert not engine._scheduler._cohorts
+
+
+@pytest.mark.parametrize("name", ["gpt_neo", "mpt", "openai-gpt", "roformer", "bloom"])
+def test_no_row_grows_beyond_the_context_for_its_neighbours_sake(name: str) -> None:
+    # Padded to the longest, a short prompt that wants many tokens would.
+    free = tiny_architecture(name)
+    settings = Settings(engine_slots=4, engine_token_budget=200, engine_context_length=64)
+    runner = choose_runner(tiny_architecture(name), settings, 0.1)
+    engine = Engine(runner, make_scheduler(runner, settings, frozenset()))
+    prompts = [tuple(range(2, 2 + length)) for length in (1, 40, 7, 30)]
+    for number, prompt in enumerate(prompts):
+        engine.add(number, prompt, SamplingParams(max_tokens=64 - len(prompt), temperature=0), None)
+    tokens = drain(engine)
+    assert [tokens[n] for n in range(4)] == [generate(free, p, 64 - len(p)) for p in prompts]
+
+
+@pytest.mark.parametrize("name", ["jamba", "zamba"])
+def test_a_prompt_is_no_more_read_in_chunks_for_a_coarser_type(name: str) -> None:
+    model = tiny_architecture(name).to(torch.bfloat16)
+    assert not PaddedRunner(model, wish(2)).abilities.chunks
+
+
+def test_stop_strings_and_healing_in_a_generation_config_are_not_for_us() -> None:
+    model = tiny_architecture("bloom")
+    model.generation_config.stop_strings = ["x"]
+    model.generation_config.token_healing = True
+    assert PaddedRunner(model, wish(2)).abilities.pads
+    assert model.generation_config.stop_strings == ["x"], "it is the model's own again"
+
+
+def test_prompts_of_which_nothing_is_wanted_harm_nobody() -> None:
+    engine = engine_for(tiny_architecture("t5"))
+    for number in range(2):
+        engine.add(number, (5, 6, 7), SamplingParams(max_tokens=0), None)
+    assert drain(engine) == {0: [], 1: []}

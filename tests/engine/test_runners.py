@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from basaran_ops.engine import runners
 from basaran_ops.engine.packed_runner import PackedRunner
 from basaran_ops.engine.padded_runner import PaddedRunner
 from basaran_ops.engine.runners import choose_runner
@@ -111,3 +112,27 @@ def test_a_decoder_with_fewer_positions_than_its_encoder_bounds_completions() ->
     model = tiny_architecture("led")
     model.config.max_decoder_position_embeddings = 48
     assert chosen(model).completion_length == 48
+
+
+@pytest.mark.parametrize("name", ["llama4_text", "doge", "deepseek_v4"])
+def test_attention_that_differs_only_beyond_a_probe_runs_padded(name: str) -> None:
+    model = tiny_architecture(name)
+    for field in ("attention_chunk_size", "keep_window_size"):
+        if hasattr(model.config, field):
+            setattr(model.config, field, 8192)
+    assert chosen(model).name == "padded"
+
+
+def test_longrope_is_held_to_where_its_factors_change(caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny_architecture("phi3")
+    model.config.rope_parameters = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 8,
+        "long_factor": [2.0] * 8,
+        "original_max_position_embeddings": 64,
+    }
+    model.config.max_position_embeddings = 512
+    assert runners._model_length(model.config) == 64
+    assert "the context is held to 64 of 512 positions" in caplog.text
+    assert runners._model_length(tiny_architecture("phi3").config) == 512

@@ -17,7 +17,7 @@ from basaran_ops.errors import (
     StreamClosed,
 )
 from basaran_ops.outputs import ModelInfo
-from basaran_ops.pool import GenerationPool, SequenceWork, ThreadTransport, TokenStream
+from basaran_ops.pool import GenerationPool, SequenceWork, ThreadTransport, TokenStream, replica
 from basaran_ops.pool.engine_loop import Load
 from basaran_ops.sampling_params import SamplingParams
 
@@ -325,3 +325,32 @@ def test_every_request_ends_exactly_once_under_fire(make_pool: MakePool) -> None
     assert endings.count("done") > 50
     eventually(lambda: pool.status().outstanding == 0)
     assert not pool._streams
+
+
+def test_a_pool_that_is_not_patient_takes_the_first_failure_for_the_last(make_pool: MakePool) -> None:
+    def hub_is_down(progress: object) -> tuple[FakeEngine, ModelInfo]:
+        raise ModelLoadError("the hub cannot be reached", permanent=False)
+
+    pool = make_pool(hub_is_down, patient=False)
+    with pytest.raises(ModelLoadError, match="the hub cannot be reached"):
+        pool.wait_ready(5)
+    assert pool.status().replicas[0].restarts == 0
+
+
+def test_an_engine_that_takes_long_to_load_and_dies_at_once_is_lost_too(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replica, "STEADY_SECONDS", 0.05)
+    monkeypatch.setattr(replica, "FIRST_BACKOFF", 0.01)
+
+    def slowly(progress: object) -> tuple[FakeEngine, ModelInfo]:
+        time.sleep(0.1)
+        return FakeEngine(), INFO
+
+    pool = make_pool(slowly)
+    for _ in range(5):
+        pool.wait_ready(5)
+        with pytest.raises(EngineFailed):
+            read(pool.submit(work(prompt=CRASH)))
+        eventually(lambda: not pool.status().ready)
+    eventually(lambda: pool.status().replicas[0].lost)

@@ -279,6 +279,24 @@ def test_the_context_can_be_filled_to_the_last_token(tiny_server: RunningServer)
     assert body["usage"]["total_tokens"] == 512
 
 
+def test_numbers_beyond_any_use_are_refused_by_name(tiny_server: RunningServer) -> None:
+    for name in ("max_tokens", "top_k"):
+        body = b'{"prompt": "x", "%s": %s}' % (name.encode(), b"9" * 4200)
+        assert error(tiny_server.http.post("/v1/completions", content=body), 400)["param"] == name
+
+
+def test_head_answers_as_get_does(tiny_server: RunningServer) -> None:
+    assert (
+        tiny_server.http.head("/v1/completions", params={"prompt": "a", "max_tokens": 1}).status_code == 200
+    )
+
+
+def test_a_long_prompt_may_be_in_the_query(tiny_server: RunningServer) -> None:
+    query = {"prompt": "中" * 450, "max_tokens": "0", "echo": "true"}
+    answer = tiny_server.http.get("/v1/completions", params=query)
+    assert error(answer, 400)["code"] == "context_length_exceeded", "its tokens are too many, not its bytes"
+
+
 def test_other_errors_have_the_same_shape(tiny_server: RunningServer) -> None:
     assert error(tiny_server.http.get("/nothing"), 404)["code"] == "not_found"
     refused = tiny_server.http.delete("/v1/completions")

@@ -214,3 +214,22 @@ def test_a_model_without_a_chat_template_says_so(tiny_server: RunningServer) -> 
     )
     fields = error(response, 400)
     assert (fields["code"], fields["param"]) == ("chat_template_missing", "messages")
+
+
+def test_a_choice_that_a_stop_string_cut_is_ranked_by_all_it_generated(tiny_server: RunningServer) -> None:
+    asked: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 4, "seed": 11, "logprobs": 0}
+    candidates = tiny_server.complete(**asked, n=8).json()["choices"]
+    means = [sum(c["logprobs"]["token_logprobs"]) / 4 for c in candidates]
+    worst = candidates[means.index(min(means))]
+    first = worst["logprobs"]["tokens"][0]
+    if sum(c["text"].startswith(first) for c in candidates) > 1 or not first.strip("\ufffd"):
+        first = worst["text"]
+    best = tiny_server.complete(**asked, best_of=8, stop=[first]).json()["choices"][0]
+    assert best["text"] != "", "nothing at all was preferred to everything"
+
+
+def test_ranking_changes_nothing_that_is_told(tiny_server: RunningServer) -> None:
+    asked: dict[str, Any] = {"prompt": "the <|begin|>cat", "max_tokens": 3, "temperature": 0, "echo": True}
+    one, ranked = choice(tiny_server, **asked), choice(tiny_server, **asked, best_of=3)
+    assert ranked == one
+    assert ranked["logprobs"] is None

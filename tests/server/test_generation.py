@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any, cast
 
 import pytest
 
 from basaran_ops.errors import EngineFailed, StreamClosed
+from basaran_ops.outputs import SequenceOutput
+from basaran_ops.pool import GenerationPool, SequenceWork, StreamOutput
+from basaran_ops.sampling_params import SamplingParams
 from basaran_ops.server import generation, sse
-from basaran_ops.text_stream import TextOutput, TextStream
+from basaran_ops.text.tokenizer import Tokenizer
+from basaran_ops.text_stream import Choice, TextOutput, TextStream
+
+from ..tiny_models import tiny_tokenizer
 
 
 class Stream:
@@ -74,3 +81,36 @@ def test_a_defect_in_mid_stream_is_told_without_its_details(caplog: pytest.LogCa
 
 def test_to_a_client_that_has_left_nothing_more_is_said() -> None:
     assert sent([TextOutput(0, "a")], StreamClosed()) == [b'data: {"text":"a"}\n\n']
+
+
+class SilentTokens:
+    """A token stream whose tokens come all the time and have no text."""
+
+    def __init__(self, count: int) -> None:
+        self.left = count
+
+    def take(self, timeout: float | None = None) -> list[StreamOutput] | None:
+        time.sleep(0.01)
+        if self.left == 0:
+            return []
+        self.left -= 1
+        reason = "length" if self.left == 0 else None
+        return [StreamOutput(0, SequenceOutput(1, (0,), reason))]  # type: ignore[arg-type]
+
+    def cancel(self, index: int) -> None: ...
+
+
+class SilentPool:
+    def submit(self, work: object) -> SilentTokens:
+        return SilentTokens(40)
+
+    def release(self, stream: object) -> None: ...
+
+
+def test_a_pause_in_the_text_is_filled_though_tokens_come() -> None:
+    work = SequenceWork((5,), SamplingParams(max_tokens=40), None)
+    silent = Choice(work, Tokenizer(tiny_tokenizer()), "x", echo=False, separate=False)
+    stream = TextStream(cast("GenerationPool", SilentPool()), [silent], 1)
+    outputs = list(stream.outputs(idle=0.1))
+    assert 2 <= outputs.count([]) <= 6
+    assert outputs[-1][0].finish_reason == "length"

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from tokenizers import normalizers
 
 from basaran_ops.errors import ModelLoadError
 from basaran_ops.text.tokenizer import Tokenizer
@@ -43,3 +46,44 @@ def test_a_tokenizer_that_cuts_and_pads_is_stopped_from_doing_so() -> None:
 def test_a_directory_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match="its tokenizer cannot be read"):
         Tokenizer.load(str(tmp_path))
+
+
+def test_other_threads_go_on_while_a_long_text_is_encoded() -> None:
+    tokenizer = Tokenizer(tiny_tokenizer())
+    done = threading.Event()
+
+    def encode() -> None:
+        tokenizer.encode("ab cd" * 200_000)
+        done.set()
+
+    thread = threading.Thread(target=encode)
+    thread.start()
+    turns = 0
+    while not done.is_set():
+        time.sleep(0.005)
+        turns += 1
+    thread.join()
+    assert turns > 10
+
+
+def test_a_special_token_that_has_no_role_of_its_own_has_a_text() -> None:
+    tokenizer = Tokenizer(tiny_tokenizer(("<|im_start|>",)))
+    (token,) = tokenizer.encode("<|im_start|>")
+    assert tokenizer.token_text(token) == "<|im_start|>"
+    assert tokenizer.token_bytes(token) == b"<|im_start|>"
+
+
+def test_the_bytes_of_tokens_joined_are_the_text_where_their_texts_are_not() -> None:
+    tokenizer = Tokenizer(tiny_tokenizer())
+    text = "the 😀 中"
+    ids = tokenizer.encode(text)
+    assert b"".join(tokenizer.token_bytes(token) for token in ids) == text.encode()
+    assert "".join(tokenizer.token_text(token) for token in ids) != text
+
+
+def test_a_text_too_long_for_any_tokens_is_seen_without_encoding() -> None:
+    tokenizer = Tokenizer(tiny_tokenizer())
+    longest = max(map(len, tokenizer.hf.get_vocab()))
+    assert tokenizer.at_least_tokens(10 * longest) == 10
+    tokenizer._backend.normalizer = normalizers.Strip()
+    assert tokenizer.at_least_tokens(10**9) == 0, "it may shorten texts"

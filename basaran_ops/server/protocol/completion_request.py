@@ -98,6 +98,6 @@ class CompletionRequest(GenerationRequest):
         """Raises InvalidRequest for a value outside its range."""
         limit = settings.completion_max_tokens or DEFAULT_MAX_TOKENS
         max_tokens = min(DEFAULT_MAX_TOKENS, limit) if self.max_tokens is None else self.max_tokens
-        # To rank by log-probability they must be known.
-        logprobs = 0 if self.logprobs is None and self.sequences > self.n else self.logprobs
-        return self.to_params(max_tokens=max_tokens, n=self.sequences, logprobs=logprobs)
+        return self.to_params(
+            max_tokens=max_tokens, n=self.sequences, logprobs=self.logprobs, ranked=self.sequences > self.n
+        )

@@ -98,7 +98,9 @@ class GenerationRequest(Request):
             raise unsupported("response_format")
         at_most("n", self.n, settings.completion_max_n)
 
-    def to_params(self, *, max_tokens: int, n: int, logprobs: int | None) -> SamplingParams:
+    def to_params(
+        self, *, max_tokens: int, n: int, logprobs: int | None, ranked: bool = False
+    ) -> SamplingParams:
         """Raises InvalidRequest for a value outside its range."""
         return SamplingParams(
             max_tokens=max_tokens,
@@ -109,8 +111,9 @@ class GenerationRequest(Request):
             min_p=self.min_p,
             n=n,
             seed=self.seed,
-            stop=tuple(self.stop),
-            stop_token_ids=tuple(self.stop_token_ids),
+            # Each once: a list of a million is looked through at every token.
+            stop=tuple(dict.fromkeys(self.stop)),
+            stop_token_ids=tuple(dict.fromkeys(self.stop_token_ids)),
             ignore_eos=self.ignore_eos,
             min_tokens=self.min_tokens,
             presence_penalty=self.presence_penalty,
@@ -118,11 +121,12 @@ class GenerationRequest(Request):
             repetition_penalty=self.repetition_penalty,
             logit_bias=_logit_bias(self.logit_bias),
             logprobs=logprobs,
+            ranked=ranked,
         )
 
 
 def _logit_bias(given: Mapping[str, float]) -> tuple[tuple[int, float], ...]:
     # Not int() alone, which takes spaces, underscores, signs and the digits of all scripts.
-    if not all(token.isascii() and token.isdigit() and len(token) < 20 for token in given):
+    if not all(token.isascii() and token.isdigit() and str(int(token[:20])) == token for token in given):
         raise InvalidRequest("logit_bias must map token ids to numbers", param="logit_bias")
     return tuple((int(token), bias) for token, bias in given.items())

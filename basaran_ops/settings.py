@@ -222,9 +222,14 @@ class Settings(BaseModel):
         return faults
 
     @property
+    def slots(self) -> int:
+        """Sequences that can run at once, on all replicas."""
+        return self.engine_slots * self.engine_replicas
+
+    @property
     def capacity(self) -> int:
         """Sequences that can be admitted: running and waiting."""
-        return self.engine_slots * self.engine_replicas + self.server_queue_limit
+        return self.slots + self.server_queue_limit
 
     @property
     def threads(self) -> int:

@@ -135,15 +135,14 @@ class TextStream:
         finally:
             self.close()
 
-    def close(self, *, client_gone: bool = False) -> bool:
-        """End the request. Idempotent, from any thread. Whether this call ended it."""
+    def close(self, *, client_gone: bool = False) -> None:
+        """End the request. Idempotent, from any thread."""
         with self._record_lock:
             first, self._recorded = not self._recorded, True
             record = self._record(client_gone) if first else None
         self._pool.release(self._stream)
         if record is not None:
             self._watch.listener.request_ended(record)
-        return first
 
     def _echo(self, index: int, choice: Choice) -> TextOutput:
         choice.finish_reason = "length"

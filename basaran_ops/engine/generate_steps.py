@@ -68,7 +68,7 @@ class GenerateSteps:
         inputs = model.prepare_inputs_for_generation(
             state.input_ids, next_sequence_length=1 if state.kwargs["use_cache"] else None, **state.kwargs
         )
-        logits = self._call(state, inputs)[:, -1]
+        logits = self._remember(state, model(**inputs, return_dict=True))[:, -1]
         if len(live) == len(state.sequences):
             return logits
         rows = [state.sequences.index(sequence) for sequence in live]
@@ -136,9 +136,6 @@ class GenerateSteps:
         else:
             state.kwargs["past_key_values"] = output.past_key_values
         return logits[logits.shape[0] - chunk.logit_rows :]
-
-    def _call(self, state: CohortState, inputs: dict[str, Any]) -> torch.Tensor:
-        return self._remember(state, self._model(**inputs, return_dict=True))
 
     def _remember(self, state: CohortState, output: Any) -> torch.Tensor:
         state.kwargs = self._model._update_model_kwargs_for_generation(

@@ -45,6 +45,16 @@ class PoolStatus:
     replicas: tuple[ReplicaStatus, ...]
 
     @property
+    def running(self) -> int:
+        """Sequences that hold a slot."""
+        return sum(replica.stats.running for replica in self.replicas)
+
+    @property
+    def waiting(self) -> int:
+        """Sequences that wait for one."""
+        return max(0, self.outstanding - self.running)
+
+    @property
     def word(self) -> Literal["loading", "ready", "draining", "failed"]:
         """The state in a word."""
         if self.draining:

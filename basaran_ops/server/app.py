@@ -98,7 +98,7 @@ def start_service(settings: Settings, on_fatal: Callable[[ModelLoadError], None]
         PoolCollector(
             model,
             settings.served_name,
-            slots=settings.engine_slots * settings.engine_replicas,
+            slots=settings.slots,
             queue_limit=settings.server_queue_limit,
             revision=settings.model_revision,
         )

@@ -89,15 +89,14 @@ def unhealthy(status: PoolStatus, stall_seconds: float) -> list[str]:
 def describe(service: Service) -> dict[str, object]:
     """What is going on, for people."""
     status, info = service.model.pool.status(), service.model.info
-    running = sum(replica.stats.running for replica in status.replicas)
     return {
         "state": status.word,
         "model": service.model_name,
         "versions": {name: version(name) for name in ("basaran-ops", "torch", "transformers", "gunicorn")},
         "info": None if info is None else asdict(info) | {"eos_token_ids": sorted(info.eos_token_ids)},
-        "slots": service.settings.engine_slots * service.settings.engine_replicas,
-        "running": running,
-        "waiting": max(0, status.outstanding - running),
+        "slots": service.settings.slots,
+        "running": status.running,
+        "waiting": status.waiting,
         "queue_capacity": service.settings.server_queue_limit,
         "oldest_waiting_seconds": round(status.oldest_waiting, 3),
         "replicas": [asdict(replica) for replica in status.replicas],

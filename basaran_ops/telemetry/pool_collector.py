@@ -33,13 +33,8 @@ class PoolCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         status, info = self._model.pool.status(), self._model.info
-        running = sum(replica.stats.running for replica in status.replicas)
-        yield self._gauge(
-            "num_requests_waiting",
-            "Sequences that wait for a slot.",
-            max(0, status.outstanding - running),
-        )
-        yield self._gauge("num_requests_running", "Sequences that hold a slot.", running)
+        yield self._gauge("num_requests_waiting", "Sequences that wait for a slot.", status.waiting)
+        yield self._gauge("num_requests_running", "Sequences that hold a slot.", status.running)
         yield self._gauge(
             "kv_cache_usage_perc", "Share of the KV cache in use, 0 to 1.", _usage(status, info)
         )

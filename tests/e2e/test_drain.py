@@ -84,7 +84,7 @@ def gone(family: list[psutil.Process]) -> bool:
 
 def test_streams_finish_after_sigterm_while_nobody_new_gets_in(tiny_path: Path, tmp_path: Path) -> None:
     with serving(tiny_path, tmp_path, SERVER_DRAIN_TIMEOUT="60") as server:
-        streams = Streams(server, max_tokens=200)
+        streams = Streams(server, max_tokens=480)
         family = stop(server)
         started = time.monotonic()
         while not refused(server):
@@ -128,7 +128,7 @@ def test_a_second_sigterm_is_a_fast_end_with_last_words(tiny_path: Path, tmp_pat
 
 def test_draining_by_request_and_then_sigterm_lets_streams_finish(tiny_path: Path, tmp_path: Path) -> None:
     with serving(tiny_path, tmp_path, SERVER_DRAIN_TIMEOUT="60") as server:
-        streams = Streams(server, max_tokens=200)
+        streams = Streams(server, max_tokens=480)
         httpx.get(f"{server.management_url}/drain?delay=0.5", timeout=10)
         family = stop(server)
         assert streams.join() == ["length"] * STREAMS

@@ -6,14 +6,13 @@ import difflib
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 PREFIXES = ("MODEL_", "SERVER_", "COMPLETION_", "ENGINE_", "MANAGEMENT_", "LOG_")
 """A variable with one of these that we do not know is probably a typing mistake."""
 
 RETIRED = {
     "COMPLETION_MAX_INTERVAL": "tokens are sent as soon as they are there",
-    "SERVER_NO_PLAYGROUND": "there is no playground yet",
 }
 """Basaran's names that have no effect here, and why."""
 
@@ -83,6 +82,11 @@ class Settings(BaseModel):
         description="How the model is run. auto: packed, which is faster, where the model's own logits come "
         "out, else padded, as generate() runs it.",
     )
+    engine_compile: bool = Field(
+        True,
+        description="Record a packed model's forward when it is loaded and run it as fused operations, on a "
+        "CPU; seconds at start for faster steps.",
+    )
     engine_replicas: Positive = Field(
         1, description="Engines, each on GPUs of its own or on its share of the cores."
     )
@@ -107,7 +111,7 @@ class Settings(BaseModel):
     cuda_memory_fraction: Fraction = Field(1.0, description="Share of each GPU's memory that may be used.")
 
     # The server
-    host: str = Field("0.0.0.0", description="Address to listen on.")  # noqa: S104 - a server's default
+    host: str = Field("0.0.0.0", description="Address to listen on; :: takes IPv6 and IPv4.")  # noqa: S104
     port: int = Field(8000, ge=0, le=65535, description="Port of the API.")
     server_model_name: str = Field("", description="Name of the model in the API. Empty: MODEL.")
     server_strict_model: bool = Field(
@@ -120,6 +124,7 @@ class Settings(BaseModel):
     server_cors_origins: str = Field(
         "", description="Origins whose pages may call the API, separated by commas; * for all."
     )
+    server_no_playground: bool = Field(False, description="Serve no page at /.")
     server_identity: str = Field("basaran_ops", description="The Server response header.")
     server_queue_limit: int = Field(64, ge=0, description="Sequences that may wait for a slot; more get 429.")
     server_threads: Positive | None = Field(
@@ -133,6 +138,11 @@ class Settings(BaseModel):
     server_head_timeout: Positive = Field(10, description="Seconds a client has for a request's head.")
     server_body_timeout: Positive = Field(60, description="Seconds a client has for a request's body.")
     server_max_body: Positive = Field(16 * 2**20, description="Bytes of a request's body; more get 413.")
+    server_body_memory: Positive | None = Field(
+        None,
+        description="Bytes of all bodies together, of requests that arrive or run; the slowest to arrive get "
+        "429. Unset: 16 of the largest size, at least 256 MiB.",
+    )
     server_drain_timeout: int = Field(
         90, ge=0, description="Seconds that running requests have to finish after SIGTERM."
     )
@@ -170,6 +180,12 @@ class Settings(BaseModel):
         "auto", description="auto: console on a terminal, else JSON."
     )
 
+    @field_validator("host")
+    @classmethod
+    def _without_brackets(cls, host: str) -> str:
+        """An IPv6 address may be written as in a URL."""
+        return host.removeprefix("[").removesuffix("]")
+
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
         faults = []
@@ -196,6 +212,11 @@ class Settings(BaseModel):
                 f"SERVER_CONNECTION_LIMIT={self.server_connection_limit} must be above the "
                 f"{self.threads} threads"
             )
+        if self.body_memory < self.server_max_body:
+            faults.append(
+                f"SERVER_BODY_MEMORY={self.server_body_memory} must be at least "
+                f"SERVER_MAX_BODY={self.server_max_body}"
+            )
         if faults:
             raise ValueError("\n".join(faults))
         return self
@@ -209,6 +230,11 @@ class Settings(BaseModel):
     def adapters(self) -> dict[str, str]:
         """Directory or hub id of each adapter by its name."""
         return {name: source for name, source, _ in _split_adapters(self.model_adapters)}
+
+    @property
+    def asks_for_key(self) -> bool:
+        """Whether clients must send a key. A file that is named and empty locks everybody out."""
+        return bool(self.server_api_keys.replace(",", " ").strip()) or bool(self.server_api_keys_file)
 
     def _faulty_adapters(self) -> list[str]:
         faults = []
@@ -236,13 +262,22 @@ class Settings(BaseModel):
         """Request threads: each admitted request holds one, and none may wait for another's."""
         return self.server_threads or self.capacity + HEADROOM
 
+    @property
+    def body_memory(self) -> int:
+        """Bytes that all requests' bodies may take together."""
+        return self.server_body_memory or max(16 * self.server_max_body, 2**28)
+
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Settings:
         """Read the settings; an empty variable counts as unset.
 
         Raises InvalidSettings with every fault at once.
         """
-        values = {name: environ[name.upper()] for name in cls.model_fields if environ.get(name.upper())}
+        return cls.of({name: environ[name.upper()] for name in cls.model_fields if environ.get(name.upper())})
+
+    @classmethod
+    def of(cls, values: Mapping[str, object]) -> Settings:
+        """Settings by the names of fields. Raises InvalidSettings with every fault at once."""
         try:
             return cls.model_validate(values)
         except ValidationError as error:

@@ -116,3 +116,16 @@ def test_a_typing_mistake_is_told_with_the_nearest_name() -> None:
 def test_a_setting_of_basarans_without_effect_is_told_with_the_reason() -> None:
     (warning,) = unknown_variables({"COMPLETION_MAX_INTERVAL": "50"})
     assert warning == "COMPLETION_MAX_INTERVAL has no effect: tokens are sent as soon as they are there"
+
+
+def test_an_ipv6_address_may_be_in_brackets() -> None:
+    assert Settings.from_environment({"HOST": "[::1]"}).host == "::1"
+    assert Settings.from_environment({"HOST": "::"}).host == "::"
+
+
+def test_bodies_have_room_for_one_of_the_largest_size() -> None:
+    assert Settings().body_memory == 16 * Settings().server_max_body
+    assert Settings(server_max_body=2**26).body_memory == 2**30
+    assert Settings(server_max_body=1000).body_memory == 2**28
+    with pytest.raises(InvalidSettings, match="SERVER_BODY_MEMORY=999"):
+        Settings.from_environment({"SERVER_MAX_BODY": "1000", "SERVER_BODY_MEMORY": "999"})

@@ -24,14 +24,15 @@ NO_MEMORY = MemoryUse(0, 0)
 
 
 def memory_use(device: torch.device) -> MemoryUse:
-    """What this process holds of the device's memory; on a CPU, of the machine's."""
+    """What this process holds of the device's memory; on a CPU, of the machine's or the control group's."""
     if device.type == "cuda":
         return MemoryUse(
             torch.cuda.memory_reserved(device), torch.cuda.get_device_properties(device).total_memory
         )
     if device.type == "mps":
         return MemoryUse(torch.mps.driver_allocated_memory(), torch.mps.recommended_max_memory())
-    return MemoryUse(psutil.Process().memory_info().rss, psutil.virtual_memory().total)
+    total, group = int(psutil.virtual_memory().total), _cgroup(CGROUP)
+    return MemoryUse(psutil.Process().memory_info().rss, total if group is None else min(total, group.total))
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -66,12 +67,12 @@ def _available(device: torch.device) -> int:
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
     available = int(psutil.virtual_memory().available)
-    limit = _cgroup_headroom(CGROUP)
-    return available if limit is None else min(available, limit)
+    group = _cgroup(CGROUP)
+    return available if group is None else min(available, max(0, group.total - group.used))
 
 
-def _cgroup_headroom(root: Path) -> int | None:
-    """Bytes below the limit of cgroup v2 or v1; None where there is no limit."""
+def _cgroup(root: Path) -> MemoryUse | None:
+    """What all processes of the control group, v2 or v1, hold and may hold; None where there is no limit."""
     for limit_file, usage_file in (
         ("memory.max", "memory.current"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
@@ -83,5 +84,5 @@ def _cgroup_headroom(root: Path) -> int | None:
             continue
         # v1 writes "no limit" as a number close to 2**63.
         if limit.isdigit() and int(limit) < 2**60:
-            return max(0, int(limit) - int(usage))
+            return MemoryUse(int(usage), int(limit))
     return None

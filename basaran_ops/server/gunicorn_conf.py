@@ -82,7 +82,7 @@ wsgi_app = "basaran_ops.server.app:create_server()"
 _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
-bind = f"{settings.host}:{settings.port}"
+bind = f"[{settings.host}]:{settings.port}" if ":" in settings.host else f"{settings.host}:{settings.port}"
 worker_class = "basaran_ops.server.worker.StreamWorker"
 workers = 1
 threads = settings.threads

@@ -6,6 +6,7 @@ The API's request threads may all be streaming, and its main loop busy: a probe 
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 import time
 from dataclasses import asdict
@@ -112,7 +113,7 @@ class ManagementServer:
         settings = service.settings
         self._stopping = threading.Event()
         self._service = service
-        self._server = _Server((settings.host, settings.management_port), _Handler)
+        self._server = _Server(settings.host, settings.management_port)
         self._server.set_app(create_app(service, self._stopping))
         self._threads = [
             threading.Thread(target=self._server.serve_forever, name="management", daemon=True),
@@ -140,6 +141,10 @@ class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
     block_on_close = False
     request_queue_size = 128
+
+    def __init__(self, host: str, port: int) -> None:
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        super().__init__((host, port), _Handler)
 
     def server_bind(self) -> None:
         # HTTPServer's own asks the name service for our name, which may take seconds.

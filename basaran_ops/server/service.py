@@ -15,7 +15,6 @@ from ..settings import Settings
 from ..stream_model import StreamModel
 from ..telemetry.metrics import Metrics
 from ..text_stream import TimeLimits, Watch
-from .body import BodyReader
 from .disconnects import DepartureMonitor
 
 EXTENSION = "basaran_ops"
@@ -29,7 +28,6 @@ class Service:
     model: StreamModel
     model_name: str
     departures: DepartureMonitor
-    bodies: BodyReader
     metrics: Metrics
     listener: RequestListener = field(default_factory=Listeners)
     on_close: Callable[[], None] = lambda: None

@@ -20,12 +20,16 @@ SECONDS = 30
 
 class Prometheus:
     def __init__(self, port: int) -> None:
-        self._url = f"http://127.0.0.1:{port}/api/v1"
+        # One for all questions: making a client takes longer than the answer.
+        self._http = httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1")
 
     def get(self, path: str, **parameters: str) -> dict:
-        answer = httpx.get(f"{self._url}/{path}", params=parameters).json()
+        answer = self._http.get(f"/{path}", params=parameters).json()
         assert answer["status"] == "success", answer
         return answer["data"]
+
+    def close(self) -> None:
+        self._http.close()
 
     def ask(self, query: str) -> list[dict]:
         return self.get("query", query=query)["result"]
@@ -57,9 +61,11 @@ def running_prometheus(directory: Path, ports: Sequence[int]) -> Iterator[Promet
     process = subprocess.Popen(
         [program("prometheus"), *(f"--{name}={value}" for name, value in arguments.items())]
     )
+    prometheus = Prometheus(port)
     try:
-        yield Prometheus(port)
+        yield prometheus
     finally:
+        prometheus.close()
         process.terminate()
         process.wait()
 

@@ -33,7 +33,10 @@ def test_there_is_a_section_for_each_alert_in_the_order_of_the_rules() -> None:
 def test_a_section_tells_what_it_means_what_users_see_where_to_look_and_what_to_do(alert: str) -> None:
     parts = ["It means", "Users see", "Look at", "Do"]
     assert re.findall(r"^\*\*(.+?)\*\*", section(alert), re.MULTILINE) == parts
-    assert section(alert).split()[0] == f"*{alerts()[alert]['labels']['severity']}*"
+    rule = alerts()[alert]
+    minutes = rule.get("for", "").removesuffix("m")
+    waits = f"after {minutes} minute{'s' if minutes != '1' else ''}" if minutes else "at once"
+    assert section(alert).strip().splitlines()[0] == f"*{rule['labels']['severity']}*, {waits}"
 
 
 def test_every_link_leads_to_a_section() -> None:

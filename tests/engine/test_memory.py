@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from basaran_ops.engine import memory
-from basaran_ops.engine.memory import available_bytes
+from basaran_ops.engine.memory import available_bytes, memory_use
 
 CPU = torch.device("cpu")
 
@@ -28,6 +28,7 @@ def test_a_containers_limit_counts(
     (tmp_path / limit_file).write_text("5000000\n")
     (tmp_path / usage_file).write_text("2000000\n")
     assert available_bytes(CPU) == 3000000
+    assert memory_use(CPU).total == 5000000
 
 
 @pytest.mark.parametrize("limit", ["max", str(2**63 - 4096)])
@@ -39,6 +40,7 @@ def test_no_limit_leaves_the_machines_memory(
     (tmp_path / "memory.current").write_text("1")
     available = psutil.virtual_memory().available
     assert available_bytes(CPU) == pytest.approx(available, rel=0.2)
+    assert memory_use(CPU).total == psutil.virtual_memory().total
 
 
 def show_gpus(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -88,6 +89,17 @@ def test_a_page_of_an_allowed_origin_may_call(server: RunningServer) -> None:
     assert called.headers["access-control-allow-origin"] == ORIGIN["Origin"]
     # An error must be readable too, or the page sees only that something failed.
     assert "access-control-allow-origin" in server.http.get("/v1/models", headers=ORIGIN).headers
+
+
+def test_who_has_no_key_is_told_before_the_body_is_awaited(server: RunningServer) -> None:
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n%b\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as stranger:
+        stranger.sendall(head % b"Authorization: Bearer wrong\r\n")
+        assert stranger.recv(65536).startswith(b"HTTP/1.1 401 ")
+    with socket.create_connection(("127.0.0.1", server.port), timeout=1) as friend:
+        friend.sendall(head % b"Authorization: Bearer given-key\r\n")
+        with pytest.raises(TimeoutError):
+            friend.recv(65536)
 
 
 def test_a_page_of_another_origin_may_not(server: RunningServer) -> None:

@@ -12,10 +12,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
 from ..running_server import RunningServer, running_server
+from ..scrape import Scrape
 
 HEAD = b"GET /health HTTP/1.1\r\nHost: x\r\n"
 COMPLETION = b'{"prompt": "the", "max_tokens": 2}'
@@ -49,10 +49,10 @@ def connect(server: RunningServer) -> Iterator[object]:
         yield connect
 
 
-def answer(connection: socket.socket) -> bytes:
-    """Everything until the server closes or says no more for a moment."""
+def answer(connection: socket.socket, seconds: float = 1) -> bytes:
+    """Everything until the server closes or says no more for so long."""
     data = b""
-    connection.settimeout(1)
+    connection.settimeout(seconds)
     with contextlib.suppress(TimeoutError, ConnectionResetError):
         while chunk := connection.recv(65536):
             data += chunk
@@ -77,7 +77,10 @@ def chunked(body: bytes, size: int) -> bytes:
 def quick(server: RunningServer) -> float:
     """Seconds that a new client waits for /health."""
     started = time.monotonic()
-    assert httpx.get(f"{server.url}/health", timeout=10).status_code == 200
+    # Not httpx: making a client of it takes longer than all that is measured here.
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)) as connection:
+        connection.request("GET", "/health")
+        assert connection.getresponse().status == 200
     return time.monotonic() - started
 
 
@@ -209,6 +212,121 @@ def test_clients_that_stall_or_trickle_in_a_body_are_ended_and_told(
         assert head.startswith(b"HTTP/1.1 408"), head
         assert json.loads(text)["error"]["code"] == "request_timeout"
     assert quick(server) < 0.5
+
+
+def test_bodies_that_do_not_come_hold_no_thread(server: RunningServer, connect: object) -> None:
+    chunked_head = post(b"").replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
+    idle = [connect() for _ in range(150)]
+    for number, connection in enumerate(idle):
+        connection.sendall(
+            [
+                post(COMPLETION)[:-15],
+                chunked_head + b"40\r\nxxx",
+                chunked_head,
+            ][number % 3]
+        )
+    started = time.monotonic()
+    assert server.complete(prompt="the", max_tokens=2).status_code == 200
+    assert time.monotonic() - started < 1
+    for connection in idle:
+        head, _, text = answer(connection, 5).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 408"), head
+        assert json.loads(text)["error"]["code"] == "request_timeout"
+    assert quick(server) < 0.5
+
+
+def test_what_the_head_decides_is_answered_without_the_body(server: RunningServer, connect: object) -> None:
+    for head, status in (
+        (post(b"x" * 10001), 413),
+        (post(b"x" * 50, path=b"/nothing"), 404),
+        (post(b"x" * 50, path=b"/v1/models"), 405),
+    ):
+        started = time.monotonic()
+        # More than there are request threads.
+        waiting = [connect() for _ in range(30)]
+        for number, connection in enumerate(waiting):
+            expecting = head.replace(b"Host", b"Expect: 100-continue\r\nHost") if number % 2 else head
+            connection.sendall(expecting[: head.index(b"\r\n\r\n") + 30])
+        for connection in waiting:
+            # To its end: the body was not read, so that the connection cannot go on.
+            assert answer(connection, 5).startswith(b"HTTP/1.1 %d " % status)
+        assert quick(server) < 0.5
+        assert time.monotonic() - started < 1.9, "it took the body's time"
+
+
+def test_a_chunk_that_is_too_large_is_refused_by_its_size(connect: object) -> None:
+    connection = connect()
+    connection.sendall(post(b"").replace(b"Content-Length: 0", b"Transfer-Encoding: chunked") + b"2711\r\n")
+    started = time.monotonic()
+    assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")
+    assert time.monotonic() - started < 1
+
+
+def test_a_body_that_trickles_in_time_is_accepted(connect: object) -> None:
+    connection = connect()
+    request = chunked(COMPLETION, 7)
+    connection.sendall(request[:-60])
+    for byte in request[-60:]:
+        time.sleep(0.02)
+        connection.sendall(bytes([byte]))
+    assert answer(connection).startswith(b"HTTP/1.1 200")
+
+
+def test_a_body_that_nobody_reads_leaves_the_connection_in_order(connect: object) -> None:
+    connection = connect()
+    unread = post(b"x" * 9000, path=b"/health").replace(b"POST", b"GET")
+    connection.sendall(unread + post(b"x" * 9000, path=b"/nothing") + unread + HEAD + b"\r\n")
+    answers = answer(connection)
+    assert [int(status) for status in re.findall(rb"HTTP/1.1 (\d+)", answers)] == [200, 404, 200, 200]
+
+
+def test_a_client_that_closes_its_side_is_answered(connect: object) -> None:
+    tokenize = b'{"prompt": "the cat"}'
+    for request, status in (
+        (post(tokenize, path=b"/tokenize"), 200),
+        (post(tokenize, path=b"/tokenize")[:-3], 400),
+        (chunked(COMPLETION, 7)[:-3], 400),
+    ):
+        connection = connect()
+        connection.sendall(request)
+        connection.shutdown(socket.SHUT_WR)
+        head, _, text = answer(connection).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 %d " % status), head
+        assert (status == 200) == ("tokens" in json.loads(text))
+
+
+def test_refusals_of_heads_are_counted_and_carry_the_clients_id(
+    server: RunningServer, connect: object
+) -> None:
+    def refused() -> float:
+        """One of them was refused before, so that there is a series."""
+        return Scrape.of(server).value("http_requests_total", method="other", route="other", status="4xx")
+
+    def send(request: bytes) -> bytes:
+        connection = connect()
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            connection.sendall(request)
+        return answer(connection)
+
+    send(b"NONSENSE\r\n\r\n")
+    before = refused()
+    start = b"GET / HTTP/1.1\r\nX-Request-Id: mine-7\r\n"
+    for rest in (b"Bad Header : 1\r\n\r\n", b"X: " + b"y" * 70000):
+        assert b"\r\nx-request-id: mine-7\r\n" in send(start + rest)
+    deadline = time.monotonic() + 5
+    while refused() < before + 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert refused() == before + 2
+
+
+def test_a_head_that_breaks_the_environ_harms_nobody(server: RunningServer, connect: object) -> None:
+    worker = server.processes()[1].pid
+    connection = connect()
+    # Trusted of a proxy on this machine, and then not what the path begins with.
+    connection.sendall(post(COMPLETION, head=b"SCRIPT_NAME: /other\r\n")[:-5])
+    assert answer(connection).startswith(b"HTTP/1.1 500 ")
+    assert quick(server) < 0.5
+    assert server.processes()[1].pid == worker
 
 
 @pytest.mark.parametrize("body", [b"zz\r\n\r\n", b"5\r\nabcdeXX", b"5;=\r\nabcde\r\n0\r\n\r\n"])

@@ -7,13 +7,17 @@ writes and attends.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
 import torch
 from torch.nn import functional
 
+from . import kernels
 from .kv_cache import LayerShape, SlotKVCache
 from .sequence import Batch, Chunk
 
@@ -81,9 +85,9 @@ class StepPlan:
         self._elsewhere: dict[torch.device, StepPlan] = {}
         self._device = device
         self._dtype = dtype
-        self.groups = group_decode_rows(batch.decoding)
+        self.decodes = len(batch.decoding)
+        """Decode rows; they come first."""
         self.prefill = batch.prefill
-        self.first_prefill_row = len(batch.decoding)
         self.write_slots = self._ids([c.slot for c in batch.chunks for _ in range(c.length)])
         self.write_positions = self._ids([p for c in batch.chunks for p in range(c.start, c.end)])
         rows = list(accumulate(chunk.length for chunk in batch.chunks))
@@ -96,7 +100,25 @@ class StepPlan:
         )
         self._decode_masks: dict[int | None, list[torch.Tensor | None]] = {}
         self._prefill_masks: dict[int | None, list[torch.Tensor | None]] = {}
-        self._gathers = [self._gather(group) for group in self.groups]
+
+    @cached_property
+    def groups(self) -> list[DecodeGroup]:
+        """Decode rows that are attended in one call, where each is not attended by itself."""
+        return group_decode_rows(self._batch.decoding)
+
+    @cached_property
+    def lengths(self) -> torch.Tensor:
+        """Keys that each decode row sees, its own included: [R] int64."""
+        return self._ids([chunk.end for chunk in self._batch.decoding])
+
+    @cached_property
+    def longest(self) -> int:
+        """The largest of `lengths`."""
+        return max(chunk.end for chunk in self._batch.decoding)
+
+    @cached_property
+    def _gathers(self) -> list[tuple[torch.Tensor, torch.Tensor] | None]:
+        return [self._gather(group) for group in self.groups]
 
     def on(self, device: torch.device) -> StepPlan:
         """The same plan for layers on this device: a model may be spread over several."""
@@ -187,6 +209,29 @@ def _additive(hidden: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return mask.masked_fill_(hidden, float("-inf"))
 
 
+torch.library.define(
+    "basaran_ops::slot_attention", "(Tensor query, Tensor key, Tensor value, int call) -> Tensor"
+)
+
+
+def _attention_shape(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, call: int) -> torch.Tensor:
+    return query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[3])
+
+
+torch.library.register_fake("basaran_ops::slot_attention", _attention_shape)
+SLOT_ATTENTION = torch.ops.basaran_ops.slot_attention.default
+"""Stands for a layer's attention while a forward is recorded; it is never run."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCall:
+    """What a layer asks of attention, the same in every pass."""
+
+    layer: int
+    window: int | None
+    kernel: _Kernel
+
+
 class SlotAttention:
     """The attention function of one runner: transformers calls it once per layer.
 
@@ -198,6 +243,22 @@ class SlotAttention:
         self.plan: StepPlan | None = None
         self.cache: SlotKVCache | None = None
         self.shapes: dict[int, LayerShape] = {}
+        self._recording = False
+        self._calls: list[LayerCall] = []
+
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """While a forward is recorded, a call leaves an operation that `bound` gives a meaning to."""
+        self._calls = []
+        self._recording = True
+        try:
+            yield
+        finally:
+            self._recording = False
+
+    def bound(self, number: int) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
+        """The attention of this call of the last recording."""
+        return BoundAttention(self, self._calls[number])
 
     def __call__(
         self,
@@ -214,58 +275,100 @@ class SlotAttention:
     ) -> tuple[torch.Tensor, None]:
         """Query [1, heads, T, dim], key and value [1, kv_heads, T, dim] -> [1, T, heads, value_dim]."""
         scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-        kernel = _Kernel(scale, softcap, s_aux)
         layer = module.layer_idx
         assert isinstance(layer, int)
+        call = LayerCall(layer, sliding_window, _Kernel(scale, softcap, s_aux))
+        if self._recording:
+            self._calls.append(call)
+            return SLOT_ATTENTION(query, key, value, len(self._calls) - 1), None
         if self.cache is None or self.plan is None:
             self.shapes[layer] = _layer_shape(key, value)
             end = query.shape[2]
             mask = causal_mask(0, end, 0, sliding_window, dtype=query.dtype, device=query.device)
-            return kernel.prefill(query, key, value, mask).transpose(1, 2), None
+            return call.kernel.prefill(query, key, value, mask).transpose(1, 2), None
+        return self.attend(call, query, key, value), None
+
+    def attend(
+        self, call: LayerCall, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> torch.Tensor:
+        """Store the step's keys and values, [1, kv_heads, T, dim], and attend: [1, T, heads, value_dim]."""
+        assert self.cache is not None
+        assert self.plan is not None
         plan = self.plan.on(query.device)
         self.cache.write(
-            layer,
+            call.layer,
             plan.write_slots,
             plan.write_positions,
             key[0].transpose(0, 1),
             value[0].transpose(0, 1),
         )
-        return self._attend(self.cache, plan, kernel, layer, query, sliding_window), None
-
-    def _attend(
-        self,
-        cache: SlotKVCache,
-        plan: StepPlan,
-        kernel: _Kernel,
-        layer: int,
-        query: torch.Tensor,
-        window: int | None,
-    ) -> torch.Tensor:
-        keys, values = cache.keys[layer], cache.values[layer]
+        keys, values = self.cache.keys[call.layer], self.cache.values[call.layer]
         _, heads, tokens, _ = query.shape
         output = query.new_empty(1, tokens, heads, values.shape[-1])
-        rows = query[0].transpose(0, 1)
-        for index, (group, mask) in enumerate(zip(plan.groups, plan.decode_masks(window), strict=True)):
-            taken = slice(group.first_row, group.first_row + group.rows)
-            where = (slice(group.first_slot, group.end_slot), slice(None), slice(group.length))
-            gather = plan.gather(index)
-            if gather is None:
-                output[0, taken] = kernel.decode(rows[taken], keys[where], values[where], mask)
+        if plan.decodes:
+            rows = query[0].transpose(0, 1)[: plan.decodes]
+            if call.kernel.is_native(query, keys):
+                call.kernel.decode_slots(rows, keys, values, plan, output[0], call.window)
             else:
-                row_of_slot, slot_of_row = gather
-                spread = kernel.decode(rows[taken][row_of_slot], keys[where], values[where], mask)
-                output[0, taken] = spread[slot_of_row]
-        row = plan.first_prefill_row
-        for chunk, mask in zip(plan.prefill, plan.prefill_masks(window), strict=True):
-            seen = (
-                slice(chunk.slot, chunk.slot + 1),
-                slice(None),
-                slice(first_key(chunk, window), chunk.end),
-            )
-            result = kernel.prefill(query[:, :, row : row + chunk.length], keys[seen], values[seen], mask)
-            output[0, row : row + chunk.length] = result[0].transpose(0, 1)
-            row += chunk.length
+                _attend_in_groups(call, plan, rows, keys, values, output[0])
+        if plan.prefill:
+            _attend_to_chunks(call, plan, query, keys, values, output[0])
         return output
+
+
+class BoundAttention:
+    """One layer's attention, as a recorded forward calls it."""
+
+    __name__ = "slot_attention"
+
+    def __init__(self, attention: SlotAttention, call: LayerCall) -> None:
+        self._attend = attention.attend
+        self._call = call
+
+    def __call__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return self._attend(self._call, query, key, value)
+
+
+def _attend_in_groups(
+    call: LayerCall,
+    plan: StepPlan,
+    rows: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    output: torch.Tensor,
+) -> None:
+    """Decode rows [R, heads, dim] over views of the cache, into output [T, heads, value_dim]."""
+    for index, (group, mask) in enumerate(zip(plan.groups, plan.decode_masks(call.window), strict=True)):
+        taken = slice(group.first_row, group.first_row + group.rows)
+        where = (slice(group.first_slot, group.end_slot), slice(None), slice(group.length))
+        gather = plan.gather(index)
+        if gather is None:
+            output[taken] = call.kernel.decode(rows[taken], keys[where], values[where], mask)
+        else:
+            row_of_slot, slot_of_row = gather
+            spread = call.kernel.decode(rows[taken][row_of_slot], keys[where], values[where], mask)
+            output[taken] = spread[slot_of_row]
+
+
+def _attend_to_chunks(
+    call: LayerCall,
+    plan: StepPlan,
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    output: torch.Tensor,
+) -> None:
+    """Prompt chunks of query [1, heads, T, dim], one after the other, into output [T, heads, value_dim]."""
+    row = plan.decodes
+    for chunk, mask in zip(plan.prefill, plan.prefill_masks(call.window), strict=True):
+        seen = (
+            slice(chunk.slot, chunk.slot + 1),
+            slice(None),
+            slice(first_key(chunk, call.window), chunk.end),
+        )
+        result = call.kernel.prefill(query[:, :, row : row + chunk.length], keys[seen], values[seen], mask)
+        output[row : row + chunk.length] = result[0].transpose(0, 1)
+        row += chunk.length
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,6 +378,34 @@ class _Kernel:
     scale: float
     softcap: float | None
     sinks: torch.Tensor | None
+
+    def is_native(self, query: torch.Tensor, keys: torch.Tensor) -> bool:
+        """Whether the compiled kernel takes this."""
+        return kernels.supports(query) and query.dtype == keys.dtype
+
+    def decode_slots(
+        self,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        plan: StepPlan,
+        output: torch.Tensor,
+        window: int | None,
+    ) -> None:
+        """Query [R, heads, dim] over a layer's whole cache, into the first rows of output."""
+        kernels.decode_attention(
+            query,
+            keys,
+            values,
+            plan.write_slots,
+            plan.lengths,
+            output,
+            longest=plan.longest,
+            scale=self.scale,
+            window=window,
+            softcap=self.softcap,
+            sinks=None if self.sinks is None else self.sinks.float(),
+        )
 
     def decode(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from . import kernels
+
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
@@ -53,8 +55,11 @@ class SlotKVCache:
 
         slots and positions are [T] int64; key and value [T, heads, head_dim].
         """
-        self.keys[layer][slots, :, positions] = key
-        self.values[layer][slots, :, positions] = value
+        for cache, source in ((self.keys[layer], key), (self.values[layer], value)):
+            if kernels.supports(source) and source.dtype == cache.dtype:
+                kernels.write_slots(source, cache, slots, positions)
+            else:
+                cache[slots, :, positions] = source
 
     def clear(self, slot: int) -> None:
         """Write zeros over a slot."""

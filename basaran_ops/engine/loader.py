@@ -31,7 +31,8 @@ def load_engine(checkpoint: Checkpoint, settings: Settings) -> tuple[Engine, Mod
     model = load_model(checkpoint, settings, device)
     # Before the runner is chosen: its probes see the model itself, as its adapters leave it.
     adapters = Adapters(model, checkpoint.adapters)
-    runner = choose_runner(model, settings, _kv_fraction(settings, device))
+    vocab_size = model.get_input_embeddings().weight.shape[0]
+    runner = choose_runner(model, settings, _kv_fraction(settings, device), changes=bool(adapters.names))
     eos = frozenset(token for token in _eos_token_ids(model) if 0 <= token < runner.output_size)
     scheduler = make_scheduler(runner, settings, eos)
     constraints = Constraints(model.generation_config, eos, decoder_start(model), runner.output_size)
@@ -41,7 +42,7 @@ def load_engine(checkpoint: Checkpoint, settings: Settings) -> tuple[Engine, Mod
         completion_length=runner.completion_length,
         scores_prompts=runner.scores_prompts,
         output_size=runner.output_size,
-        vocab_size=model.get_input_embeddings().weight.shape[0],
+        vocab_size=vocab_size,
         eos_token_ids=eos,
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(model.device),

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import logging
+import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,10 +17,13 @@ from ..errors import ModelLoadError
 from ..sampling_params import SamplingParams
 from .attention import SlotAttention, StepPlan
 from .context_fit import ContextWish, fit_context
+from .graph import CompiledForward, GraphUnfit, record
 from .kv_cache import SlotKVCache, bytes_per_token
 from .memory import available_bytes
 from .probe import PROBE_TOKENS, RunnerUnfit, overflows, probe_ids, relative_error, tolerance
 from .sequence import Batch, Chunk, Sequence
+
+log = logging.getLogger(__name__)
 
 _names = (f"basaran_slots_{number}" for number in itertools.count())
 
@@ -39,7 +45,12 @@ class PackedRunner:
     completion_length: int | None = None
     scores_prompts = True
 
-    def __init__(self, model: PreTrainedModel, wish: ContextWish) -> None:
+    def __init__(
+        self, model: PreTrainedModel, wish: ContextWish, *, compiled: bool = False, exclusive: bool = False
+    ) -> None:
+        """`compiled`: record the forward and fuse it, where that can be done (on a CPU). `exclusive`: nobody
+        else uses the model, so that its own copies of what is recorded can go.
+        """
         if model.config.is_encoder_decoder:
             raise RunnerUnfit(f"{type(model).__name__} is an encoder-decoder model")
         config = model.config.get_text_config()
@@ -51,10 +62,11 @@ class PackedRunner:
         self._device = model.device
         self.may_overflow = overflows(model)
         self._attention = SlotAttention()
+        self._compiled: CompiledForward | None = None
         own_attention = model.config._attn_implementation  # noqa: SLF001 - it has no public name
         try:
             with torch.inference_mode():
-                self._take_over(wish)
+                self._take_over(wish, compiled=compiled and self._device.type == "cpu")
         except ModelLoadError:
             model.set_attn_implementation(own_attention)
             raise
@@ -62,12 +74,17 @@ class PackedRunner:
             # Whatever a model's own code raises where it is not called as it expects.
             model.set_attn_implementation(own_attention)
             raise RunnerUnfit(f"{type(model).__name__}: {type(error).__name__}: {error}") from error
+        if exclusive:
+            self._release()
 
-    def _take_over(self, wish: ContextWish) -> None:
+    def _take_over(self, wish: ContextWish, *, compiled: bool) -> None:
         reference = self._reference_logits()
         self.output_size = reference.shape[-1]
         implementation = next(_names)
         AttentionInterface.register(implementation, self._attention)
+        # Kept for ever otherwise, and the slots of every model that this process has ever loaded with it.
+        registered = AttentionInterface._global_mapping  # noqa: SLF001 - there is no public way to take it out
+        weakref.finalize(self, registered.pop, implementation, None)
         self._model.set_attn_implementation(implementation)
         self._check_shapes(reference)
         self.context_length = fit_context(
@@ -83,6 +100,25 @@ class PackedRunner:
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise ModelLoadError(f"the cache cannot be allocated: {error}") from error
         self._check_chunks(reference)
+        if compiled:
+            self._compile(reference)
+
+    def _compile(self, reference: torch.Tensor) -> None:
+        """Run the recorded forward from now on, if it can be recorded and gives the same logits."""
+        started = time.perf_counter()
+        try:
+            self._compiled = record(self._model, self._attention)
+            self._check_chunks(reference)
+        except (GraphUnfit, RunnerUnfit) as error:
+            self._compiled = None
+            log.info("its forward runs as it is: %s", error)
+            return
+        seconds = time.perf_counter() - started
+        log.info("its forward is %d operations, recorded in %.1f s", self._compiled.size, seconds)
+
+    def _release(self) -> None:
+        if self._compiled is not None:
+            self._compiled.release(self._model)
 
     def forget(self, slot: int) -> None:
         """A masked key weighs 0, and 0 times what is no number is none."""
@@ -97,14 +133,17 @@ class PackedRunner:
             assert self._attention.cache is not None
             for copy in batch.copies:
                 self._attention.cache.copy(copy.source, copy.target, copy.length)
-            output = self._model(
-                input_ids=torch.tensor([ids], device=self._device),
-                position_ids=plan.write_positions[None],
-                use_cache=False,
-                logits_to_keep=plan.logit_rows,
+            logits = self._forward(
+                torch.tensor([ids], device=self._device), plan.write_positions[None], plan.logit_rows
             )
-            logits: torch.Tensor = output.logits[0]
-            return logits.float()
+            return logits[0].float()
+
+    def _forward(self, ids: torch.Tensor, positions: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        if self._compiled is not None:
+            return self._compiled(ids, positions, rows)
+        output = self._model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=rows)
+        logits: torch.Tensor = output.logits
+        return logits
 
     @contextmanager
     def _planned(self, batch: Batch) -> Iterator[StepPlan]:

@@ -23,10 +23,18 @@ LENGTH_NAMES = ("max_position_embeddings", "max_encoder_position_embeddings", "m
 """What configs call the number of positions that a model was made for."""
 
 
-def choose_runner(model: PreTrainedModel, settings: Settings, memory_fraction: float) -> ModelRunner:
+def choose_runner(
+    model: PreTrainedModel,
+    settings: Settings,
+    memory_fraction: float,
+    *,
+    changes: bool = False,
+    exclusive: bool = False,
+) -> ModelRunner:
     """The runner that ENGINE_RUNNER names; auto is packed where the model's own logits come out, else padded.
 
-    Raises ModelLoadError, saying why, for a model that it cannot run.
+    `changes`: the model's operations are not the same in every step, as with adapters. `exclusive`: nobody
+    else uses the model. Raises ModelLoadError, saying why, for a model that it cannot run.
     """
     config = model.config.get_text_config()
     wish = ContextWish(
@@ -37,7 +45,8 @@ def choose_runner(model: PreTrainedModel, settings: Settings, memory_fraction: f
     )
     if settings.engine_runner != "padded":
         try:
-            return PackedRunner(model, wish)
+            compiled = settings.engine_compile and not changes
+            return PackedRunner(model, wish, compiled=compiled, exclusive=exclusive)
         except RunnerUnfit as error:
             if settings.engine_runner == "packed":
                 raise

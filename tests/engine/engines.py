@@ -31,7 +31,7 @@ def engine_for(
     """An engine as the loader makes it."""
     loaded = Adapters(model, adapters or {})
     settings = Settings(engine_slots=slots, engine_token_budget=token_budget, engine_runner=runner)  # type: ignore[arg-type]
-    chosen = choose_runner(model, settings, 0.1)
+    chosen = choose_runner(model, settings, 0.1, changes=bool(loaded.names))
     scheduler = make_scheduler(chosen, settings, frozenset(eos))
     constraints = Constraints(model.generation_config, eos, decoder_start(model))
     return Engine(chosen, scheduler, constraints, adapters=loaded)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from basaran_ops.pool import placement
-from basaran_ops.pool.placement import Placement, count_gpus, place, usable_cores
+from basaran_ops.pool.placement import Placement, count_gpus, place, usable_cores, with_short_spins
 from basaran_ops.settings import InvalidSettings, Settings
 
 EIGHT = frozenset(range(8))
@@ -151,3 +151,12 @@ def test_gpus_are_counted_by_their_device_files_or_by_the_drivers_list(tmp_path:
 def test_a_system_that_cannot_pin_still_counts_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(placement.os, "sched_getaffinity", raising=False)
     assert len(usable_cores()) == os.cpu_count()
+
+
+def test_threads_of_engines_wait_briefly() -> None:
+    assert with_short_spins({"A": "b"}) == {"A": "b", "GOMP_SPINCOUNT": "1000"}
+
+
+@pytest.mark.parametrize("name", ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY"])
+def test_how_threads_wait_is_the_operators_choice(name: str) -> None:
+    assert with_short_spins({name: "x"}) == {name: "x"}

@@ -1,0 +1,27 @@
+{{/* New servers take minutes to load and old ones have clients: up in steps, down slowly. */}}
+{{- define "basaran-ops.scalingBehavior" -}}
+{{- with .Values.autoscaling -}}
+scaleUp:
+  stabilizationWindowSeconds: 0
+  policies:
+    - type: Pods
+      value: {{ .scaleUp.pods }}
+      periodSeconds: {{ .scaleUp.periodSeconds }}
+scaleDown:
+  stabilizationWindowSeconds: {{ .scaleDown.stabilizationSeconds }}
+  policies:
+    - type: Pods
+      value: {{ .scaleDown.pods }}
+      periodSeconds: {{ .scaleDown.periodSeconds }}
+{{- end -}}
+{{- end }}
+
+{{/* Running sequences of a pod at which another is wanted, in thousandths: both kinds of autoscaler read it. */}}
+{{- define "basaran-ops.targetRunningMilli" -}}
+{{- mulf 1000 .Values.autoscaling.targetSlotUsage (include "basaran-ops.slots" . | float64) | floor | int64 -}}
+{{- end }}
+
+{{/* This release's pods alone, by the labels that Prometheus adds. */}}
+{{- define "basaran-ops.podSeries" -}}
+{namespace="{{ .Release.Namespace }}",pod=~"{{ include "basaran-ops.fullname" . }}-[a-z0-9]+-[a-z0-9]+"}
+{{- end }}

@@ -103,6 +103,7 @@ class StreamModel:
         suffix: str = "",
         echo: bool = False,
         fit: bool = False,
+        token_ids: bool = False,
         adapter: str | None = None,
         watch: Watch | None = None,
     ) -> TextStream:
@@ -110,8 +111,9 @@ class StreamModel:
 
         With `suffix` the text between prompt and suffix is generated; with `echo` each choice's text begins
         with its prompt; with `fit` max_tokens shrinks to what the prompt leaves of the context; with
-        `adapter` the model is the one with that adapter; `watch` says who is told. Raises InvalidRequest,
-        ContextLengthExceeded, ModelNotFound, Overloaded or NotReady before anything is generated.
+        `token_ids` tokens are told also without log-probabilities; with `adapter` the model is the one with
+        that adapter; `watch` says who is told. Raises InvalidRequest, ContextLengthExceeded, ModelNotFound,
+        Overloaded or NotReady before anything is generated.
         """
         loaded = self._ready()
         if adapter is not None and adapter not in loaded.info.adapters:
@@ -144,6 +146,7 @@ class StreamModel:
                     text,
                     echo=echo,
                     separate=separate,
+                    token_ids=token_ids,
                 )
                 for number in range(params.n)
             ]
@@ -166,7 +169,7 @@ def _encode(tokenizer: Tokenizer, prompt: Prompt, suffix: str) -> tuple[int, ...
         try:
             return tuple(tokenizer.encode_infilling("" if prompt is None else prompt, suffix))
         except ValueError as error:
-            raise InvalidRequest(str(error), param="suffix", code="unsupported_parameter") from None
+            raise InvalidRequest(f"suffix: {error}", param="suffix", code="unsupported_parameter") from None
     ids = tuple(tokenizer.encode(prompt)) if isinstance(prompt, str) else tuple(prompt or ())
     if ids:
         return ids

@@ -45,7 +45,7 @@ class TextOutput:
     text: str
     finish_reason: FinishReason | None = None
     tokens: tuple[TextToken, ...] = ()
-    """Where log-probabilities were asked for: the tokens of `text`, whose texts joined are it."""
+    """Where log-probabilities or ids were asked for: the tokens of `text`, whose texts joined are it."""
     mean_logprob: float = 0.0
     """With the finish_reason, where choices are ranked: of all that was generated, told or not."""
 
@@ -91,6 +91,8 @@ class TextStream:
         self, pool: GenerationPool, choices: list[Choice], prompt_tokens: int, watch: Watch | None = None
     ) -> None:
         self.usage = Usage(prompt_tokens)
+        self.prompt_ids = tuple(choice.work.prompt_ids for choice in choices[:: choices[0].work.params.n])
+        """The token ids of each prompt."""
         self._pool = pool
         self._choices = choices
         self._watch = watch or Watch()
@@ -253,9 +255,18 @@ class Choice:
     """The text side of one sequence; touched by the request's own thread alone."""
 
     def __init__(
-        self, work: SequenceWork, tokenizer: Tokenizer, prompt_text: str, *, echo: bool, separate: bool
+        self,
+        work: SequenceWork,
+        tokenizer: Tokenizer,
+        prompt_text: str,
+        *,
+        echo: bool,
+        separate: bool,
+        token_ids: bool = False,
     ) -> None:
-        """`separate`: the completion does not go on where the prompt ends, but is a text of its own."""
+        """`separate`: the completion does not go on where the prompt ends, but is a text of its own.
+        `token_ids`: tell generated tokens also where they are not scored.
+        """
         self.work = work
         self.finish_reason: FinishReason | None = None
         self.prompt_text = prompt_text
@@ -268,6 +279,7 @@ class Choice:
         self._scheduled_at: float | None = None
         self._generated = 0
         self._scored = work.params.logprobs is not None
+        self._told = self._scored or token_ids
         self._echo = echo
         # An echoed prompt with log-probabilities is decoded token by token, and what follows along with it.
         told = echo and self._scored
@@ -337,8 +349,10 @@ class Choice:
         text = "" if silent else self._detokenizer.push(token)
         if logprob is not None:
             self._logprobs += logprob.logprob
-        if logprob is not None and self._scored:
-            self._add(TextToken(text, self._offset, token, logprob.logprob, logprob.top))
+        if self._told:
+            known = logprob if self._scored else None
+            score, top = (None, ()) if known is None else (known.logprob, known.top)
+            self._add(TextToken(text, self._offset, token, score, top))
         self._show(text)
 
     def finish(self, reason: FinishReason) -> None:
@@ -400,3 +414,42 @@ class Choice:
     def _add(self, token: TextToken) -> None:
         self._pending.append(token)
         self._offset = token.end
+
+
+@dataclass(slots=True)
+class WholeChoice:
+    """All of one choice's text."""
+
+    index: int
+    texts: list[str] = field(default_factory=list)
+    tokens: list[TextToken] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    mean_logprob: float = 0.0
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+
+def collect(stream: TextStream) -> list[WholeChoice]:
+    """Read a stream to its end; the choices by index."""
+    choices: dict[int, WholeChoice] = {}
+    for outputs in stream.outputs():
+        for output in outputs:
+            choice = choices.setdefault(output.index, WholeChoice(output.index))
+            choice.texts.append(output.text)
+            choice.tokens += output.tokens
+            choice.finish_reason = output.finish_reason
+            choice.mean_logprob = output.mean_logprob
+    return [choices[index] for index in sorted(choices)]
+
+
+def best(choices: list[WholeChoice], n: int, best_of: int) -> list[WholeChoice]:
+    """Of each prompt's best_of choices the n whose generated tokens are likeliest on average."""
+    if n == best_of:
+        return choices
+    likeliest: list[WholeChoice] = []
+    for start in range(0, len(choices), best_of):
+        group = choices[start : start + best_of]
+        likeliest += sorted(group, key=lambda choice: choice.mean_logprob, reverse=True)[:n]
+    return likeliest

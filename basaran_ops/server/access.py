@@ -14,22 +14,21 @@ from ..settings import Settings
 OPEN_PATHS = ("/health", "/openapi.json")
 """Answered without a key: probes have none."""
 
+OPEN_BLUEPRINTS = ("playground",)
+"""The page asks for the key that it calls the API with."""
+
 
 class ApiKeys:
     """The keys of the settings and of a file, which is read again when it changes: mounted secrets do."""
 
     def __init__(self, settings: Settings) -> None:
+        self.required = settings.asks_for_key
         self._given = _keys(settings.server_api_keys.split(","))
         self._file = Path(settings.server_api_keys_file) if settings.server_api_keys_file else None
         self._lock = threading.Lock()
         self._version: tuple[int, int, int] | None = None
         self._filed: tuple[bytes, ...] = ()
         self._refresh()
-
-    @property
-    def required(self) -> bool:
-        """Whether a key must be sent. A file that is named and empty locks everybody out."""
-        return bool(self._given) or self._file is not None
 
     def accepts(self, key: str) -> bool:
         """Whether this is one of the keys; takes the same time whichever it is not."""
@@ -64,8 +63,9 @@ def install(app: Flask, settings: Settings) -> None:
     origins = [origin.strip() for origin in settings.server_cors_origins.split(",") if origin.strip()]
 
     def check_key() -> None:
+        opened = request.path.rstrip("/") in OPEN_PATHS or request.blueprint in OPEN_BLUEPRINTS
         # A preflight request carries no key.
-        if not keys.required or request.path.rstrip("/") in OPEN_PATHS or request.method == "OPTIONS":
+        if not keys.required or opened or request.method == "OPTIONS":
             return
         scheme, _, key = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not keys.accepts(key.strip()):

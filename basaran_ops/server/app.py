@@ -10,10 +10,12 @@ import uuid
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from flask import Flask, Response, g, request
+from werkzeug.exceptions import HTTPException
 
-from ..errors import ModelLoadError
+from ..errors import BasaranError, ModelLoadError
 from ..outputs import ModelInfo
 from ..pool import GenerationPool, ProcessTransport
 from ..pool.placement import placements
@@ -26,8 +28,18 @@ from ..telemetry.pool_collector import PoolCollector
 from ..telemetry.request_log import RequestLog
 from ..telemetry.tracing import start_tracing
 from ..text.tokenizer import import_library
-from . import access, chat, completions, counting, error_responses, health, models, openapi, tokenize
-from .body import BodyReader
+from . import (
+    access,
+    chat,
+    completions,
+    counting,
+    error_responses,
+    health,
+    models,
+    openapi,
+    playground,
+    tokenize,
+)
 from .disconnects import DepartureMonitor
 from .service import EXTENSION, Service
 
@@ -47,6 +59,8 @@ def create_app(service: Service) -> Flask:
     app.extensions[EXTENSION] = service
     for module in (completions, chat, models, tokenize, health, openapi):
         app.register_blueprint(module.blueprint)
+    if not service.settings.server_no_playground:
+        app.register_blueprint(playground.blueprint)
     error_responses.install(app)
     app.before_request(_identify)
     access.install(app, service.settings)
@@ -104,7 +118,6 @@ def start_service(settings: Settings, on_fatal: Callable[[ModelLoadError], None]
         )
     )
     pool.start()
-    bodies = BodyReader(settings.server_max_body, settings.server_body_timeout)
     traces = start_tracing(os.environ)
     listeners: list[RequestListener] = [metrics, RequestLog()]
     if traces is not None:
@@ -114,7 +127,6 @@ def start_service(settings: Settings, on_fatal: Callable[[ModelLoadError], None]
         model,
         settings.served_name,
         DepartureMonitor(),
-        bodies,
         metrics,
         Listeners(listeners),
         on_close=(lambda: None) if traces is None else traces.close,
@@ -123,6 +135,17 @@ def start_service(settings: Settings, on_fatal: Callable[[ModelLoadError], None]
 
 def _chat_template(settings: Settings) -> str | None:
     return Path(settings.model_chat_template).read_text() if settings.model_chat_template else None
+
+
+def refuses(app: Flask, environ: dict[str, Any]) -> bool:
+    """Whether the app refuses a request whatever its body is: for want of a route, a method or a key."""
+    with app.request_context(environ):
+        try:
+            if request.routing_exception is not None:
+                return True
+            return app.preprocess_request() is not None
+        except (BasaranError, HTTPException):
+            return True
 
 
 def forbid_torch() -> None:

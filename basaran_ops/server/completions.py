@@ -9,9 +9,10 @@ from typing import Any
 
 from flask import Blueprint, Response, request
 
-from ..text_stream import TextOutput, TextToken
-from .generation import WholeChoice, collect, respond, usage
-from .logprobs import completion_logprobs
+from ..text_stream import TextOutput, TextToken, best, collect
+from .body import read_body
+from .generation import respond, usage
+from .logprobs import completion_logprobs, token_ids
 from .protocol import CompletionRequest
 from .service import service
 
@@ -22,7 +23,7 @@ blueprint = Blueprint("completions", __name__)
 def create_completion() -> Response:
     """Complete one or more prompts, streamed or whole."""
     settings = service().settings
-    body = service().bodies.read(request)
+    body = read_body()
     if request.method in ("GET", "HEAD") and not body:
         body = b"{}"
     asked = CompletionRequest.parse(body, settings, request.args.to_dict(flat=False))
@@ -35,6 +36,7 @@ def create_completion() -> Response:
         suffix=asked.suffix or "",
         echo=asked.echo,
         fit=asked.max_tokens is None,
+        token_ids=asked.return_token_ids,
         adapter=adapter,
         watch=service().watch("completions", adapter or service().model_name, streamed=asked.stream),
     )
@@ -47,16 +49,21 @@ def create_completion() -> Response:
     scored = asked.logprobs is not None
     # Events are made after the view has returned, when there is no service() any more.
     tokenizer = service().model.tokenizer
+    begun: set[int] = set()
 
     def make_choice(index: int, text: str, tokens: Sequence[TextToken], reason: str | None) -> dict[str, Any]:
-        logprobs = completion_logprobs(tokens, tokenizer) if scored else None
-        return {"text": text, "index": index, "logprobs": logprobs, "finish_reason": reason}
+        ids = asked.return_token_ids
+        logprobs = completion_logprobs(tokens, tokenizer, token_ids=ids) if scored else None
+        choice = {"text": text, "index": index, "logprobs": logprobs, "finish_reason": reason}
+        if ids and index not in begun:
+            begun.add(index)
+            choice["prompt_token_ids"] = list(stream.prompt_ids[index // asked.n])
+        return choice | token_ids(tokens, told=ids)
 
     def whole() -> dict[str, Any]:
-        best = _best(collect(stream), asked.n, asked.sequences)
         choices = [
             make_choice(position, choice.text, choice.tokens, choice.finish_reason)
-            for position, choice in enumerate(best)
+            for position, choice in enumerate(best(collect(stream), asked.n, asked.sequences))
         ]
         return template | {"choices": choices, "usage": usage(stream)}
 
@@ -70,14 +77,3 @@ def create_completion() -> Response:
     if asked.stream:
         return respond(stream, chunk=chunk, last=last if asked.include_usage else None)
     return respond(stream, whole=whole)
-
-
-def _best(choices: list[WholeChoice], n: int, best_of: int) -> list[WholeChoice]:
-    """Of each prompt's best_of choices the n whose generated tokens are likeliest on average."""
-    if n == best_of:
-        return choices
-    best = []
-    for start in range(0, len(choices), best_of):
-        group = choices[start : start + best_of]
-        best += sorted(group, key=lambda choice: choice.mean_logprob, reverse=True)[:n]
-    return best

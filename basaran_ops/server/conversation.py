@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..errors import InvalidRequest
+from ..stream_model import StreamModel
 from ..text.chat_template import ChatTemplateMissing
 from .protocol import Message, Rendering
-from .service import service
 
 
-def encode(messages: Sequence[Message], rendering: Rendering) -> list[int]:
+def encode(model: StreamModel, messages: Sequence[Message], rendering: Rendering) -> list[int]:
     """The conversation's token ids. Raises InvalidRequest if the template cannot render it."""
-    service().model.check_length("messages", sum(message.characters for message in messages))
+    model.check_length("messages", sum(message.characters for message in messages))
     try:
-        return service().model.chat_template.encode(
+        return model.chat_template.encode(
             [message.for_template() for message in messages],
             add_generation_prompt=rendering.opens_answer,
             continue_final_message=rendering.continue_final_message,

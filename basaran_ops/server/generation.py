@@ -3,44 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 from flask import Response, g, jsonify, request
 
 from ..errors import BasaranError, StreamClosed
-from ..text_stream import TextOutput, TextStream, TextToken
+from ..text_stream import TextOutput, TextStream
 from . import sse
 from .error_responses import error_body, unexpected
 from .service import service
-
-
-@dataclass(slots=True)
-class WholeChoice:
-    """All of one choice's text."""
-
-    index: int
-    texts: list[str] = field(default_factory=list)
-    tokens: list[TextToken] = field(default_factory=list)
-    finish_reason: str | None = None
-    mean_logprob: float = 0.0
-
-    @property
-    def text(self) -> str:
-        return "".join(self.texts)
-
-
-def collect(stream: TextStream) -> list[WholeChoice]:
-    """Read a stream to its end; the choices by index."""
-    choices: dict[int, WholeChoice] = {}
-    for outputs in stream.outputs():
-        for output in outputs:
-            choice = choices.setdefault(output.index, WholeChoice(output.index))
-            choice.texts.append(output.text)
-            choice.tokens += output.tokens
-            choice.finish_reason = output.finish_reason
-            choice.mean_logprob = output.mean_logprob
-    return [choices[index] for index in sorted(choices)]
 
 
 def respond(

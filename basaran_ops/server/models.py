@@ -8,6 +8,7 @@ from flask import Blueprint, Response, jsonify
 from werkzeug.routing import BaseConverter
 
 from ..errors import ModelNotFound
+from ..outputs import ModelInfo
 from .service import service
 
 
@@ -41,6 +42,7 @@ def _names() -> list[str]:
 
 def _describe(name: str) -> dict[str, Any]:
     info = service().model.info
+    capabilities = None if info is None else _capabilities(info)
     own = service().model_name
     return {
         "id": name,
@@ -49,4 +51,16 @@ def _describe(name: str) -> dict[str, Any]:
         "owned_by": "basaran_ops",
         "max_model_len": None if info is None else info.context_length,
         "parent": None if name == own else own,
+        "capabilities": capabilities,
+    }
+
+
+def _capabilities(info: ModelInfo) -> dict[str, bool]:
+    """What not every model can do."""
+    model = service().model
+    return {
+        "chat": not model.chat_template.missing,
+        "infilling": model.tokenizer.infilling is not None,
+        # Otherwise the completion is a text of its own: an encoder-decoder model's.
+        "continuation": info.completion_length is None,
     }

@@ -9,7 +9,9 @@ from flask import Blueprint, Response, jsonify
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from ..settings import Settings
 from .protocol import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from .service import service
 
 blueprint = Blueprint("openapi", __name__)
 
@@ -39,11 +41,12 @@ ERRORS = {
 }
 
 
-def describe() -> dict[str, Any]:
-    """The OpenAPI 3.1 document."""
+def describe(settings: Settings) -> dict[str, Any]:
+    """The OpenAPI 3.1 document of a server with these settings: its limits, and whether it asks for a key."""
     models = [(model, "validation") for model, _, _ in REQUESTS.values()]
     _, definitions = models_json_schema(models, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
-    schemas = {name: _nullable(schema) for name, schema in definitions["$defs"].items()} | RESPONSES
+    described = {name: _nullable(schema) for name, schema in definitions["$defs"].items()}
+    schemas = {name: _limited(schema, settings) for name, schema in described.items()} | RESPONSES
     paths: dict[str, Any] = {
         path: {"post": _post(model.__name__, summary, answers)}
         for path, (model, summary, answers) in REQUESTS.items()
@@ -57,14 +60,14 @@ def describe() -> dict[str, Any]:
             "schemas": schemas,
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
-        "security": [{}, {"key": []}],
+        "security": [{"key": []}] if settings.asks_for_key else [{}, {"key": []}],
     }
 
 
 @blueprint.get("/openapi.json")
 def openapi() -> Response:
     """The API's own description."""
-    return jsonify(describe())
+    return jsonify(describe(service().settings))
 
 
 def _nullable(schema: dict[str, Any]) -> dict[str, Any]:
@@ -76,6 +79,31 @@ def _nullable(schema: dict[str, Any]) -> dict[str, Any]:
         else field | {"type": [field["type"], "null"]}
         for name, field in schema.get("properties", {}).items()
     }
+    return schema | {"properties": properties}
+
+
+def _limited(schema: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    """The operator's limits, as the largest value of each field that has one."""
+    limits = {
+        "n": settings.completion_max_n,
+        "best_of": settings.completion_max_n,
+        "logprobs": settings.completion_max_logprobs,
+        "top_logprobs": settings.completion_max_logprobs,
+        "max_tokens": settings.completion_max_tokens,
+        "max_completion_tokens": settings.completion_max_tokens,
+    }
+    properties = {
+        name: field | {"maximum": limits[name]}
+        if limits.get(name) is not None and "integer" in field.get("type", "")
+        else field
+        for name, field in schema.get("properties", {}).items()
+    }
+    if settings.completion_max_prompt is not None and "anyOf" in (prompt := properties.get("prompt", {})):
+        branches = [
+            branch | ({"maxLength": settings.completion_max_prompt} if branch.get("type") == "string" else {})
+            for branch in prompt["anyOf"]
+        ]
+        properties["prompt"] = prompt | {"anyOf": branches}
     return schema | {"properties": properties}
 
 
@@ -139,6 +167,11 @@ MODEL = _object(
     owned_by=STRING,
     max_model_len=MAYBE_INTEGER,
     parent=MAYBE_STRING | {"description": "For an adapter the id of the model that it changes, else null"},
+    capabilities={
+        "anyOf": [_object(chat=BOOLEAN, infilling=BOOLEAN, continuation=BOOLEAN), {"type": "null"}],
+        "description": "Whether it has a chat template, takes a suffix, and goes on where the prompt ends; "
+        "null while it loads",
+    },
 )
 
 COMPLETION_LOGPROBS = _object(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from flask import Blueprint, Response, jsonify, request
+from flask import Blueprint, Response, jsonify
 
+from .body import read_body
 from .conversation import encode
 from .protocol import DetokenizeRequest, TokenizeRequest
 from .service import service
@@ -14,7 +15,7 @@ blueprint = Blueprint("tokenize", __name__)
 @blueprint.post("/tokenize")
 def tokenize() -> Response:
     """Token ids of a prompt, or of a conversation as the chat template renders it."""
-    asked = TokenizeRequest.parse(service().bodies.read(request), service().settings)
+    asked = TokenizeRequest.parse(read_body(), service().settings)
     service().adapter_for(asked.model)
     ids = _encode(asked)
     model = service().model
@@ -29,7 +30,7 @@ def tokenize() -> Response:
 
 def _encode(asked: TokenizeRequest) -> list[int]:
     if asked.messages is not None:
-        return encode(asked.messages, asked)
+        return encode(service().model, asked.messages, asked)
     assert asked.prompt is not None, "one of the two is given"
     return service().model.tokenizer.encode(
         asked.prompt, add_special_tokens=asked.add_special_tokens is not False
@@ -39,7 +40,7 @@ def _encode(asked: TokenizeRequest) -> list[int]:
 @blueprint.post("/detokenize")
 def detokenize() -> Response:
     """Text of token ids."""
-    asked = DetokenizeRequest.parse(service().bodies.read(request), service().settings)
+    asked = DetokenizeRequest.parse(read_body(), service().settings)
     service().adapter_for(asked.model)
     service().model.check_token_ids("tokens", asked.tokens)
     return jsonify(prompt=service().model.tokenizer.decode(asked.tokens))

@@ -39,6 +39,11 @@ class ChatTemplate:
         self._reserved = inspect.signature(self._tokenizer.apply_chat_template).parameters.keys()
         self._template = template or self._tokenizer.chat_template
 
+    @property
+    def missing(self) -> bool:
+        """Whether there is none, neither the operator's nor the tokenizer's."""
+        return self._template is None
+
     def encode(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -51,7 +56,7 @@ class ChatTemplate:
 
         Raises ChatTemplateMissing, or ValueError saying why these messages cannot be rendered.
         """
-        if self._template is None:
+        if self.missing:
             raise ChatTemplateMissing(
                 "the model has no chat template; set MODEL_CHAT_TEMPLATE to a file with one"
             )

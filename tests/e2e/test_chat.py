@@ -11,6 +11,7 @@ import openai
 import pytest
 
 from ..running_server import RunningServer, running_server
+from ..server.test_api import events
 
 QUESTION: list[Any] = [{"role": "user", "content": "What is the capital of France? Answer in one word."}]
 
@@ -44,6 +45,11 @@ def test_a_conversation_is_answered_and_ends_by_itself(client: openai.OpenAI) ->
     assert answer.object == "chat.completion"
     assert answer.usage is not None
     assert answer.usage.completion_tokens > 1
+
+
+def test_models_tell_that_the_model_converses(server: RunningServer) -> None:
+    (model,) = server.http.get("/v1/models").json()["data"]
+    assert model["capabilities"] == {"chat": True, "infilling": False, "continuation": True}
 
 
 def test_a_streamed_answer_is_the_plain_one_with_the_role_first(client: openai.OpenAI) -> None:
@@ -89,6 +95,32 @@ def test_logprobs_have_chats_shape(client: openai.OpenAI) -> None:
         assert token.bytes == list(token.token.encode())
         assert len(token.top_logprobs) == 3
         assert token.top_logprobs[0].logprob == token.logprob, "greedy, so the likeliest"
+
+
+def test_token_ids_are_told_in_chats_shape_and_go_on_as_a_completion(server: RunningServer) -> None:
+    asked = {
+        "messages": QUESTION,
+        "temperature": 0,
+        "logprobs": True,
+        "top_logprobs": 2,
+        "return_token_ids": True,
+    }
+    whole = server.http.post("/v1/chat/completions", json=asked).json()
+    (choice,) = whole["choices"]
+    rendered = server.http.post("/tokenize", json={"messages": QUESTION}).json()["tokens"]
+    assert whole["prompt_token_ids"] == rendered
+    for entry, token in zip(choice["logprobs"]["content"], choice["token_ids"], strict=True):
+        assert (
+            entry["token_id"] == token == max(entry["top_logprobs"], key=lambda t: t["logprob"])["token_id"]
+        )
+
+    chunks = events(server.http.post("/v1/chat/completions", json=asked | {"stream": True}))
+    assert [chunk["prompt_token_ids"] for chunk in chunks] == [rendered] + [None] * (len(chunks) - 1)
+    assert [token for chunk in chunks for token in chunk["choices"][0]["token_ids"]] == choice["token_ids"]
+
+    kept = choice["token_ids"][:1]
+    (rest,) = server.complete(prompt=rendered + kept, temperature=0, return_token_ids=True).json()["choices"]
+    assert kept + rest["token_ids"] == choice["token_ids"]
 
 
 def test_the_roles_of_a_conversation_matter(client: openai.OpenAI) -> None:

@@ -52,6 +52,11 @@ def test_eight_streams_at_once_are_all_answered_right(server: RunningServer) -> 
     assert max(count for _, _, count in answers) > 3, "nothing was streamed"
 
 
+def test_models_tell_that_the_completion_is_a_text_of_its_own(server: RunningServer) -> None:
+    (model,) = server.http.get("/v1/models").json()["data"]
+    assert model["capabilities"] == {"chat": False, "infilling": False, "continuation": False}
+
+
 def test_all_numbers_are_answered_right_in_one_request(server: RunningServer) -> None:
     body = server.complete(prompt=[str(n) for n in range(100)], max_tokens=30, temperature=0).json()
     assert [choice["text"] for choice in body["choices"]] == [words(number) for number in range(100)]

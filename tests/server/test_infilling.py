@@ -34,6 +34,11 @@ def ids(server: RunningServer, text: str) -> list[int]:
     return tokens
 
 
+def test_models_tell_that_the_model_fills_in(server: RunningServer) -> None:
+    (model,) = server.http.get("/v1/models").json()["data"]
+    assert model["capabilities"] == {"chat": False, "infilling": True, "continuation": True}
+
+
 def test_a_text_gets_the_tokenizers_special_tokens_and_token_ids_none(server: RunningServer) -> None:
     assert server.complete(prompt="the cat", max_tokens=1).json()["usage"]["prompt_tokens"] == 1 + len(
         ids(server, "the cat")

@@ -82,6 +82,7 @@ class GenerationRequest(Request):
     logit_bias: Annotated[dict[str, float], WithJsonSchema(BIAS_SCHEMA)] = Field(default_factory=dict)
     stream: bool = False
     stream_options: StreamOptions | None = None
+    return_token_ids: bool = False
     response_format: Annotated[dict[str, Any] | None, WithJsonSchema(RESPONSE_FORMAT_SCHEMA)] = Field(
         None, description="Text only."
     )

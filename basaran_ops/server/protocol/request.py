@@ -44,6 +44,11 @@ class Request(Body):
         """
         values = _json_object(body)
         values |= {name: cls._from_query(name, given) for name, given in (query or {}).items()}
+        return cls.check(values, settings)
+
+    @classmethod
+    def check(cls, values: Mapping[str, object], settings: Settings) -> Self:
+        """Check a request's fields. Raises InvalidRequest naming the first at fault."""
         if unknown := sorted(values.keys() - cls.model_fields.keys()):
             log.debug("a %s has unknown fields: %s", cls.__name__, ", ".join(unknown))
         try:

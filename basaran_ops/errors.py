@@ -28,8 +28,9 @@ class InvalidRequest(BasaranError):
         """Say a field's name as the client knows it."""
         name = names.get(self.param or "")
         if name is not None:
-            if self.message.startswith(f"{self.param} "):
+            if self.message.startswith((f"{self.param} ", f"{self.param}: ")):
                 self.message = name + self.message.removeprefix(str(self.param))
+                self.args = (self.message,)
             self.param = name
 
 
@@ -52,8 +53,8 @@ class ModelNotFound(BasaranError):
     status = 404
     type = "invalid_request_error"
 
-    def __init__(self, name: str) -> None:
-        super().__init__(f"The model '{name}' does not exist", param="model", code="model_not_found")
+    def __init__(self, name: str, *, param: str = "model") -> None:
+        super().__init__(f"The model '{name}' does not exist", param=param, code="model_not_found")
 
 
 class Unauthorized(BasaranError):
@@ -88,6 +89,15 @@ class NotReady(BasaranError):
     def __init__(self, message: str, *, code: str, retry_after: int = 5) -> None:
         super().__init__(message, code=code)
         self.retry_after = retry_after
+
+
+class ModelClosed(BasaranError):
+    """The library's model was closed: it takes no more calls, and those that ran have ended."""
+
+    status = 503
+
+    def __init__(self) -> None:
+        super().__init__("the model was closed", code="model_closed")
 
 
 class EngineFailed(BasaranError):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from pydantic.fields import FieldInfo
+
 from basaran_ops.settings import Settings
 
 README = Path(__file__).parents[1] / "README.md"
@@ -14,10 +16,14 @@ BETWEEN = re.compile(r"(?<=checked by a test -->\n).*?(?=<!-- end of settings --
 def settings_table() -> str:
     rows = ["| variable | default | meaning |", "| --- | --- | --- |"]
     for name, field in Settings.model_fields.items():
-        value = str(field.default).lower() if isinstance(field.default, bool) else field.default
-        default = "" if value in (None, "") else f"`{value}`"
-        rows.append(f"| `{name.upper()}` | {default} | {field.description} |")
+        rows.append(f"| `{name.upper()}` | {default_of(field)} | {field.description} |")
     return "\n".join(rows) + "\n"
+
+
+def default_of(field: FieldInfo) -> str:
+    """A setting's default as an environment has it."""
+    value = str(field.default).lower() if isinstance(field.default, bool) else field.default
+    return "" if value in (None, "") else f"`{value}`"
 
 
 def test_the_table_of_settings_is_up_to_date() -> None:

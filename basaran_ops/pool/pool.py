@@ -64,6 +64,11 @@ class PoolStatus:
         return "loading" if any(replica.state == "loading" for replica in self.replicas) else "failed"
 
 
+def shutting_down() -> BasaranError:
+    """The error of a request that a server's end cuts short."""
+    return DeadlineExceeded("the server is shutting down")
+
+
 class GenerationPool:
     """Balances sequences over replicas and ends each exactly once.
 
@@ -161,17 +166,17 @@ class GenerationPool:
                 if replica.step_age > seconds:
                     replica.kill(f"it has done no step for {replica.step_age:.0f} s")
 
-    def abort(self, error: BasaranError | None = None) -> None:
-        """End every request now, with an error."""
+    def abort(self, error: Callable[[], BasaranError] = shutting_down) -> None:
+        """End every request now, each with an error of its own: one object must not be raised twice."""
         with self._lock:
             streams = list(self._streams)
         for stream in streams:
-            stream.fail(error or DeadlineExceeded("the server is shutting down"))
+            stream.fail(error())
 
-    def close(self) -> None:
-        """End all requests, engines and threads. Idempotent."""
+    def close(self, error: Callable[[], BasaranError] = shutting_down) -> None:
+        """End all requests, with an error each, engines and threads. Idempotent."""
         self.drain()
-        self.abort()
+        self.abort(error)
         # At the same time: each may take seconds.
         stopping = [threading.Thread(target=replica.stop) for replica in self._replicas]
         for thread in stopping:

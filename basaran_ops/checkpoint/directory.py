@@ -26,6 +26,16 @@ def complete_directory(directory: Path, build: Callable[[Path], None]) -> None:
         partial.mkdir()
         try:
             build(partial)
+            _open_up(partial)
             partial.rename(directory)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def _open_up(directory: Path) -> None:
+    """Let whoever may enter the directory read its files: safetensors writes them for its own user alone, and
+    a container that they are mounted into has another.
+    """
+    for file in directory.rglob("*"):
+        if file.is_file():
+            file.chmod(directory.stat().st_mode & 0o666)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,15 +25,25 @@ NO_MEMORY = MemoryUse(0, 0)
 
 
 def memory_use(device: torch.device) -> MemoryUse:
-    """What this process holds of the device's memory; on a CPU, of the machine's or the control group's."""
+    """What this process holds of the device's memory.
+
+    On a CPU of what it may have: of the machine's memory, of its control group's, or of the data that the
+    kernel allows a process (setrlimit(2), RLIMIT_DATA), whichever it is nearest to the end of.
+    """
     if device.type == "cuda":
         return MemoryUse(
             torch.cuda.memory_reserved(device), torch.cuda.get_device_properties(device).total_memory
         )
     if device.type == "mps":
         return MemoryUse(torch.mps.driver_allocated_memory(), torch.mps.recommended_max_memory())
-    total, group = int(psutil.virtual_memory().total), _cgroup(CGROUP)
-    return MemoryUse(psutil.Process().memory_info().rss, total if group is None else min(total, group.total))
+    held, group = psutil.Process().memory_info(), _cgroup(CGROUP)
+    uses = [MemoryUse(held.rss, psutil.virtual_memory().total)]
+    if group is not None:
+        uses.append(MemoryUse(held.rss, group.total))
+    allowed, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    if allowed not in (0, resource.RLIM_INFINITY) and hasattr(held, "data"):
+        uses.append(MemoryUse(held.data, allowed))
+    return max(uses, key=lambda use: use.used / use.total)
 
 
 def is_out_of_memory(error: Exception) -> bool:

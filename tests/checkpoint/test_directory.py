@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -37,3 +38,17 @@ def test_many_who_ask_at_once_get_one_build(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda _: complete_directory(tmp_path / "model", build), range(8)))
     assert len(builds) == 1
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_who_may_enter_may_read(tmp_path: Path, mask: int, mode: int) -> None:
+    def build(partial: Path) -> None:
+        (partial / "inner").mkdir()
+        (partial / "inner" / "weights").touch(mode=0o600)
+
+    before = os.umask(mask)
+    try:
+        complete_directory(tmp_path / "model", build)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "model" / "inner" / "weights").stat().st_mode & 0o777 == mode

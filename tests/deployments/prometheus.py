@@ -47,11 +47,13 @@ class Prometheus:
 
 
 @contextmanager
-def running_prometheus(directory: Path, ports: Sequence[int]) -> Iterator[Prometheus]:
-    """It scrapes these management ports each second."""
+def running_prometheus(
+    directory: Path, ports: Sequence[int], cluster_ports: Sequence[int] = ()
+) -> Iterator[Prometheus]:
+    """It scrapes these management ports each second, and what tells of the cluster."""
     port = free_port()
     config = directory / "prometheus.yml"
-    config.write_text(yaml.safe_dump(impatient(ports)))
+    config.write_text(yaml.safe_dump(impatient(ports, cluster_ports)))
     arguments = {
         "config.file": config,
         "storage.tsdb.path": directory / "data",
@@ -70,7 +72,7 @@ def running_prometheus(directory: Path, ports: Sequence[int]) -> Iterator[Promet
         process.wait()
 
 
-def impatient(ports: Sequence[int]) -> dict:
+def impatient(ports: Sequence[int], cluster_ports: Sequence[int]) -> dict:
     """The shipped configuration, with these servers in place of the container and no time to lose."""
     config = yaml.safe_load((MONITORING / "prometheus.yml").read_text())
     (job,) = config["scrape_configs"]
@@ -79,10 +81,14 @@ def impatient(ports: Sequence[int]) -> dict:
     # Both have one address; the pods of the real ones differ.
     (relabel,) = job["relabel_configs"]
     relabel["regex"] = "(.*)"
-    config["scrape_configs"].append(
+    config["scrape_configs"] += [
         # Somebody else's, and down: there is nothing on this port.
-        {"job_name": "another", "static_configs": [{"targets": ["127.0.0.1:1"]}]}
-    )
+        {"job_name": "another", "static_configs": [{"targets": ["127.0.0.1:1"]}]},
+        {
+            "job_name": "cluster",
+            "static_configs": [{"targets": [f"127.0.0.1:{port}" for port in cluster_ports]}],
+        },
+    ]
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     config["rule_files"] = [str(RULES)]
     return config

@@ -43,6 +43,20 @@ def test_no_limit_leaves_the_machines_memory(
     assert memory_use(CPU).total == psutil.virtual_memory().total
 
 
+def test_what_the_kernel_allows_a_process_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = psutil.Process().memory_info().data
+    monkeypatch.setattr(memory.resource, "getrlimit", lambda limit: (held + 1000, -1))
+    use = memory_use(CPU)
+    assert use.total == held + 1000
+    assert use.used == pytest.approx(held, rel=0.01)
+
+
+@pytest.mark.parametrize("allowed", [0, memory.resource.RLIM_INFINITY, 2**50])
+def test_a_limit_that_is_far_off_or_none_does_not(monkeypatch: pytest.MonkeyPatch, allowed: int) -> None:
+    monkeypatch.setattr(memory.resource, "getrlimit", lambda limit: (allowed, -1))
+    assert memory_use(CPU).total < 2**50
+
+
 def show_gpus(
     monkeypatch: pytest.MonkeyPatch, *, free: list[int], reserved: int = 0, share: float = 1
 ) -> None:

@@ -12,7 +12,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__)
+#if defined(__x86_64__) && defined(__linux__)
+#if !defined(__clang__) && __GNUC__ < 12
+#error "this compiler cannot choose AVX2 at run time, and without it torch is faster"
+#endif
 #define CLONES __attribute__((target_clones("arch=x86-64-v3", "default")))
 #else
 #define CLONES
@@ -23,10 +26,10 @@ enum type { FLOAT32, BFLOAT16 };
 
 /* Registers of AVX2. Wider ones gain nothing where memory decides, and compilers lower wider types badly. */
 #define LANES 8
-typedef float vf __attribute__((vector_size(4 * LANES), aligned(4)));
-typedef int32_t vi __attribute__((vector_size(4 * LANES), aligned(4)));
-typedef uint32_t vu __attribute__((vector_size(4 * LANES), aligned(4)));
-typedef uint16_t vh __attribute__((vector_size(2 * LANES), aligned(2)));
+typedef float vf __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t vi __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint32_t vu __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint16_t vh __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 
 INLINE size_t size_of(enum type t) { return t == FLOAT32 ? 4 : 2; }
 
@@ -66,10 +69,11 @@ INLINE void store(void *base, size_t i, vf value, enum type t) {
     *(vh *)((uint16_t *)base + i) = __builtin_convertvector(chosen, vh);
 }
 
-typedef float quarter __attribute__((vector_size(2 * LANES)));
+typedef float narrow __attribute__((vector_size(2 * LANES)));
 
 INLINE float sum(vf v) {
-    quarter four = __builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7);
+    union { vf whole; narrow halves[2]; } both = {v};
+    narrow four = both.halves[0] + both.halves[1];
     return (four[0] + four[2]) + (four[1] + four[3]);
 }
 

@@ -72,8 +72,8 @@ class Stopwatch:
         if forward is None:
             raise SystemExit("the model's forward is not recorded")
         forward._steps = [
-            (self._timed(_part(operation), operation), arguments, place)
-            for operation, arguments, place in forward._steps
+            step._replace(operation=self._timed(_part(step.operation), step.operation))
+            for step in forward._steps
         ]
         sampler.sample = self._timed("sampler", sampler.sample)  # type: ignore[method-assign]
 
@@ -116,9 +116,7 @@ def weight_elements(runner: PackedRunner) -> int:
     """Numbers in linear layers, which every step reads."""
     forward = runner._compiled
     assert forward is not None
-    return sum(
-        operation.elements for operation, _, _ in forward._steps if isinstance(operation, PackedLinear)
-    )
+    return sum(step.operation.elements for step in forward._steps if isinstance(step.operation, PackedLinear))
 
 
 def report(

@@ -29,6 +29,7 @@ enum type { FLOAT32, BFLOAT16 };
 typedef float vf __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t vi __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint32_t vu __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint32_t vp __attribute__((vector_size(4 * LANES), aligned(2), may_alias)); /* pairs of bfloat16 */
 typedef uint16_t vh __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 
 INLINE size_t size_of(enum type t) { return t == FLOAT32 ? 4 : 2; }
@@ -85,7 +86,7 @@ INLINE void load_pair(const void *base, size_t i, enum type t, vf *first, vf *se
         *second = load(base, i + LANES, FLOAT32);
         return;
     }
-    vu both = *(const vu *)((const uint16_t *)base + i);
+    vu both = *(const vp *)((const uint16_t *)base + i);
     *first = (vf)(both << 16);
     *second = (vf)(both & 0xffff0000u);
 }

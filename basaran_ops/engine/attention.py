@@ -307,7 +307,7 @@ class SlotAttention:
         output = query.new_empty(1, tokens, heads, values.shape[-1])
         if plan.decodes:
             rows = query[0].transpose(0, 1)[: plan.decodes]
-            if call.kernel.is_native(query, keys):
+            if call.kernel.is_native(query, keys, values):
                 call.kernel.decode_slots(rows, keys, values, plan, output[0], call.window)
             else:
                 _attend_in_groups(call, plan, rows, keys, values, output[0])
@@ -379,9 +379,11 @@ class _Kernel:
     softcap: float | None
     sinks: torch.Tensor | None
 
-    def is_native(self, query: torch.Tensor, keys: torch.Tensor) -> bool:
+    def is_native(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> bool:
         """Whether the compiled kernel takes this."""
-        return kernels.supports(query) and query.dtype == keys.dtype
+        heads, kv_heads = query.shape[1], keys.shape[1]
+        same = kv_heads == values.shape[1] and heads % kv_heads == 0 and query.dtype == keys.dtype
+        return same and kernels.supports(query)
 
     def decode_slots(
         self,

@@ -90,6 +90,8 @@ def _drop_idle(graph: fx.Graph) -> None:
         elif _is(node, aten.to.dtype, aten.detach.default, aten.alias.default, aten.contiguous.default):
             source = node.args[0]
             assert isinstance(source, fx.Node)
+            if node.target is aten.to.dtype and (len(node.args) > 2 or node.kwargs):
+                continue  # a copy was asked for
             same = _value(node).dtype == _value(source).dtype
             if same and (node.target is not aten.contiguous.default or _value(source).is_contiguous()):
                 node.replace_all_uses_with(source)
@@ -99,19 +101,32 @@ def _drop_idle(graph: fx.Graph) -> None:
 def _fold_constants(module: fx.GraphModule) -> None:
     """Compute once what depends on weights alone, such as 1 + weight of Gemma's norms."""
     graph = module.graph
-    if any(_writes_in_place(node) for node in graph.nodes):
-        # What was computed once might be written to in every pass.
-        return
+    # What is computed once must not be, or be made of, what every pass writes to.
+    written = _behind([node for node in graph.nodes if _writes_in_place(node)])
     for node in list(graph.nodes):
         if node.op != "call_function" or not isinstance(node.meta.get("val"), torch.Tensor):
             continue
         sources = node.all_input_nodes
-        if not sources or any(_constant(module, source) is None for source in sources):
+        if node in written or not sources:
+            continue
+        if any(source in written or _constant(module, source) is None for source in sources):
             continue
         args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: _constant(module, n))
         folded = _hold(module, node, node.target(*args, **kwargs))
         node.replace_all_uses_with(folded)
         graph.erase_node(node)
+
+
+def _behind(nodes: list[Node]) -> set[Node]:
+    """Everything that these are made of."""
+    found: set[Node] = set()
+    waiting = list(nodes)
+    while waiting:
+        for source in waiting.pop().all_input_nodes:
+            if source not in found:
+                found.add(source)
+                waiting.append(source)
+    return found
 
 
 def _writes_in_place(node: Node) -> bool:
@@ -240,7 +255,7 @@ def _match_rotation(straight: Any, crossed: Any) -> tuple[Node, Node, Node] | No
 
 def _turned_by(node: Any) -> Node | None:
     """The x of cat([-x[..., half:], x[..., :half]], -1)."""
-    if not _is(node, aten.cat.default) or len(node.args[0]) != 2 or node.args[1] not in (-1, 3):
+    if not _is(node, aten.cat.default) or len(node.args[0]) != 2 or node.args[1:] not in ((-1,), (3,)):
         return None
     negative, first = node.args[0]
     if not _is(negative, aten.neg.default) or not _is(first, aten.slice.Tensor):

@@ -8,11 +8,13 @@ forward does is recorded as a graph of tensor operations, `fusion` joins those t
 from __future__ import annotations
 
 import linecache
+import logging
 import operator
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
@@ -28,6 +30,18 @@ from .weights import first_line
 Operation = Callable[..., Any]
 
 
+class Step(NamedTuple):
+    """One operation, bound to registers."""
+
+    operation: Operation
+    arguments: Callable[[list[Any]], tuple[Any, ...]]
+    """Takes them from the registers."""
+    place: int
+    """Where the result goes."""
+    done: tuple[int, ...]
+    """Registers that nobody reads after it."""
+
+
 class GraphUnfit(Exception):
     """The model's forward cannot be recorded."""
 
@@ -40,9 +54,12 @@ class Sizes:
     rows: int
 
 
-SMALL, LARGE = Sizes(7, 3), Sizes(11, 5)
-"""Two recordings: what differs between them is what depends on the sizes. Primes, that can be told from a
-model's own numbers."""
+SMALL, LARGE = Sizes(7, 2), Sizes(257, 5)
+"""Two recordings: what differs between them is what depends on the sizes. Far apart, so that thresholds lie
+between them, and such that no T - 1 or T // 2 is a multiple of the rows in both."""
+
+_recording = threading.Lock()
+"""The recorder has one place for its mode in the whole process."""
 
 
 def record(model: PreTrainedModel, attention: SlotAttention) -> CompiledForward:
@@ -74,7 +91,7 @@ def _recorded_at(sizes: Sizes, model: PreTrainedModel, attention: SlotAttention)
 
     # Fake tensors have no values: a forward that asks for one fails here rather than go one way for ever.
     recorder = make_fx(forward, tracing_mode="fake", pre_dispatch=True, _allow_non_fake_inputs=True)
-    with torch.no_grad(), attention.recorded(), _kept(model):
+    with _recording, torch.no_grad(), attention.recorded(), _kept(model), _without_tracebacks():
         module: fx.GraphModule = recorder(ids, positions, rows)
     _forget_source(module)
     return module
@@ -94,6 +111,18 @@ def _kept(model: nn.Module) -> Iterator[None]:
             vars(module).update(attributes)
             module._buffers.clear()  # noqa: SLF001
             module._buffers.update(buffers)  # noqa: SLF001
+
+
+@contextmanager
+def _without_tracebacks() -> Iterator[None]:
+    """The recorder logs the traceback of what it cannot record, and raises it too."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _forget_source(module: fx.GraphModule) -> None:
@@ -179,7 +208,7 @@ class CompiledForward:
 
     def __init__(self, module: fx.GraphModule) -> None:
         self._registers: list[Any] = []
-        self._steps: list[tuple[Operation, Callable[[list[Any]], tuple[Any, ...]], int]] = []
+        self._steps: list[Step] = []
         self._inputs: list[int] = []
         self._output = -1
         self._bind(module)
@@ -189,8 +218,10 @@ class CompiledForward:
         registers = self._registers.copy()
         for place, value in zip(self._inputs, (ids, positions, rows), strict=True):
             registers[place] = value
-        for operation, arguments, place in self._steps:
+        for operation, arguments, place, done in self._steps:
             registers[place] = operation(*arguments(registers))
+            for read in done:
+                registers[read] = None
         logits: torch.Tensor = registers[self._output]
         return logits
 
@@ -199,16 +230,14 @@ class CompiledForward:
 
         A weight that an operation still reads, such as an embedding that is the head too, stays.
         """
-        packed = {
-            w.data_ptr() for step, _, _ in self._steps if isinstance(step, PackedLinear) for w in step.weights
-        }
+        linears = [step.operation for step in self._steps if isinstance(step.operation, PackedLinear)]
+        packed = {weight.data_ptr() for linear in linears for weight in linear.weights}
         kept = {value.data_ptr() for value in self._registers if isinstance(value, torch.Tensor)}
         for parameter in model.parameters():
             if parameter.data_ptr() in packed - kept:
                 parameter.data = parameter.data.new_empty(0)
-        for step, _, _ in self._steps:
-            if isinstance(step, PackedLinear):
-                step.weights = ()
+        for linear in linears:
+            linear.weights = ()
 
     @property
     def size(self) -> int:
@@ -238,13 +267,15 @@ class CompiledForward:
                 arguments = [
                     places[a] if isinstance(a, fx.Node) else self._constant(a, constants) for a in flat
                 ]
-                free += [
+                done = [
                     places[source]
                     for source in node.all_input_nodes
                     if last_reader[source] is node and source.op == "call_function"
                 ]
-                places[node] = free.pop() if free else self._place(None)
-                self._steps.append((operation, _getter(arguments), places[node]))
+                free += done
+                place = places[node] = free.pop() if free else self._place(None)
+                read = tuple(other for other in done if other != place)
+                self._steps.append(Step(operation, _getter(arguments), place, read))
 
     def _place(self, value: Any) -> int:
         self._registers.append(value)

@@ -32,7 +32,9 @@ def load_engine(checkpoint: Checkpoint, settings: Settings) -> tuple[Engine, Mod
     # Before the runner is chosen: its probes see the model itself, as its adapters leave it.
     adapters = Adapters(model, checkpoint.adapters)
     vocab_size = model.get_input_embeddings().weight.shape[0]
-    runner = choose_runner(model, settings, _kv_fraction(settings, device), changes=bool(adapters.names))
+    changes = bool(adapters.names)
+    fraction = _kv_fraction(settings, device)
+    runner = choose_runner(model, settings, fraction, changes=changes, exclusive=not changes)
     eos = frozenset(token for token in _eos_token_ids(model) if 0 <= token < runner.output_size)
     scheduler = make_scheduler(runner, settings, eos)
     constraints = Constraints(model.generation_config, eos, decoder_start(model), runner.output_size)

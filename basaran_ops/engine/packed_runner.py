@@ -17,11 +17,12 @@ from ..errors import ModelLoadError
 from ..sampling_params import SamplingParams
 from .attention import SlotAttention, StepPlan
 from .context_fit import ContextWish, fit_context
-from .graph import CompiledForward, GraphUnfit, record
+from .graph import CompiledForward, record
 from .kv_cache import SlotKVCache, bytes_per_token
 from .memory import available_bytes
 from .probe import PROBE_TOKENS, RunnerUnfit, overflows, probe_ids, relative_error, tolerance
 from .sequence import Batch, Chunk, Sequence
+from .weights import first_line
 
 log = logging.getLogger(__name__)
 
@@ -109,9 +110,10 @@ class PackedRunner:
         try:
             self._compiled = record(self._model, self._attention)
             self._check_chunks(reference)
-        except (GraphUnfit, RunnerUnfit) as error:
+        except Exception as error:
+            # Whatever a fused operation raises where it is not called as it expects.
             self._compiled = None
-            log.info("its forward runs as it is: %s", error)
+            log.info("its forward runs as it is: %s: %s", type(error).__name__, first_line(error))
             return
         seconds = time.perf_counter() - started
         log.info("its forward is %d operations, recorded in %.1f s", self._compiled.size, seconds)

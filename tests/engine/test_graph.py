@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from random import Random
 from types import SimpleNamespace
 from typing import Any
@@ -17,11 +19,14 @@ from basaran_ops.engine import kernels
 from basaran_ops.engine.attention import SlotAttention
 from basaran_ops.engine.graph import CompiledForward, GraphUnfit, record
 from basaran_ops.engine.linear import PackedLinear
+from basaran_ops.engine.loader import load_engine
 from basaran_ops.engine.packed_runner import PackedRunner
 from basaran_ops.engine.sequence import Batch, Chunk, Sequence
+from basaran_ops.engine.weights import Checkpoint
 from basaran_ops.sampling_params import SamplingParams
+from basaran_ops.settings import Settings
 
-from ..tiny_models import CONFIGS, VOCAB, tiny_model
+from ..tiny_models import CONFIGS, VOCAB, save_tiny, tiny_model
 from .engines import wish
 
 
@@ -51,7 +56,7 @@ def compiled(runner: PackedRunner) -> CompiledForward:
 
 
 def operations(forward: CompiledForward) -> list[str]:
-    return [getattr(operation, "__name__", type(operation).__name__) for operation, _, _ in forward._steps]
+    return [getattr(s.operation, "__name__", type(s.operation).__name__) for s in forward._steps]
 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))
@@ -107,13 +112,13 @@ def test_without_compiled_functions_it_is_recorded_all_the_same(monkeypatch: pyt
 
 def test_registers_are_used_again() -> None:
     forward = compiled(PackedRunner(tiny_model("llama"), wish(), compiled=True))
-    changing = {place for _, _, place in forward._steps}
+    changing = {step.place for step in forward._steps}
     assert len(changing) < 20 < forward.size
 
 
 def test_a_pass_leaves_nothing_behind() -> None:
     forward = compiled(PackedRunner(tiny_model("llama"), wish(), compiled=True))
-    written = {place for _, _, place in forward._steps} | set(forward._inputs)
+    written = {step.place for step in forward._steps} | set(forward._inputs)
     assert all(forward._registers[place] is None for place in written)
 
 
@@ -135,6 +140,17 @@ def test_an_exclusive_runner_keeps_one_copy_of_the_weights(tied: bool) -> None:
     runner = PackedRunner(model, wish(), compiled=True, exclusive=True)
     assert weight_bytes(model) <= embedding + 64 * 4 * 10
     assert (logits_of(runner, prompt, [20, 17]) - plain).norm() / plain.norm() < 1e-5
+
+
+def test_a_loaded_engine_keeps_one_copy(tmp_path: Path) -> None:
+    path = save_tiny(tmp_path)
+    settings = Settings(engine_slots=2, engine_context_length=64, model_dtype="float32")
+    engine, _ = load_engine(Checkpoint(path, path), settings)
+    runner = engine._runner
+    assert isinstance(runner, PackedRunner)
+    embedding = runner._model.get_input_embeddings().weight
+    norms = 64 * 4 * 10
+    assert weight_bytes(runner._model) <= embedding.numel() * 4 + norms
 
 
 # -- what cannot be recorded -----------------------------------------------------------------------------
@@ -168,6 +184,9 @@ UNFIT = {
     "a way chosen by the number of tokens": lambda hidden: hidden.neg() if hidden.shape[1] > 8 else hidden,
     "more work for more tokens": lambda hidden: sum(hidden.split(1, dim=1)) + hidden,
     "a table as long as the input": table,
+    "one token less": lambda hidden: hidden[:, : hidden.shape[1] - 1] + hidden[:, 1:],
+    "half of the tokens": lambda hidden: hidden[:, : hidden.shape[1] // 2].repeat(1, 2, 1),
+    "at most 16 tokens": lambda hidden: hidden + hidden[:, : min(hidden.shape[1], 16)].sum(),
     "the square of the number of tokens": lambda hidden: hidden + hidden.shape[1] ** 2,
     "the inverse of the number of tokens": lambda hidden: hidden * (1 / hidden.shape[1]),
 }
@@ -200,6 +219,50 @@ def test_what_is_written_in_place_starts_afresh_in_every_pass() -> None:
     expected = model(ids, ids, False, ids[0]).logits
     for _ in range(2):
         assert torch.allclose(forward(ids, ids, ids[0]), expected)
+
+
+def test_a_copy_that_is_asked_for_is_made() -> None:
+    def body(hidden: torch.Tensor) -> torch.Tensor:
+        other = hidden.to(hidden.dtype, copy=True)
+        other.mul_(2)
+        return hidden + other
+
+    model = Forward(body)
+    ids = torch.arange(5)[None]
+    expected = model(ids, ids, False, ids[0]).logits
+    assert torch.equal(record(model, SlotAttention())(ids, ids, ids[0]), expected)  # type: ignore[arg-type]
+
+
+def test_weights_are_folded_beside_what_is_written_in_place() -> None:
+    scale = nn.Parameter(torch.ones(8), requires_grad=False)
+
+    def body(hidden: torch.Tensor) -> torch.Tensor:
+        total = torch.zeros(8)
+        total += hidden.sum(dim=(0, 1))
+        return hidden * total * (1 + scale)
+
+    model = Forward(body)
+    forward = record(model, SlotAttention())  # type: ignore[arg-type]
+    assert len([name for name in operations(forward) if name == "add"]) == 0
+    ids = torch.arange(5)[None]
+    expected = model(ids, ids, False, ids[0]).logits
+    assert torch.allclose(forward(ids, ids, ids[0]), expected)
+
+
+def test_models_that_load_at_the_same_time_are_all_recorded() -> None:
+    models = [tiny_model("llama") for _ in range(3)]
+    with ThreadPoolExecutor(3) as threads:
+        runners = list(threads.map(lambda model: PackedRunner(model, wish(), compiled=True), models))
+    assert all(runner._compiled is not None for runner in runners)
+
+
+def test_a_fused_operation_that_raises_leaves_the_model_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def raises(*arguments: object) -> None:
+        raise RuntimeError("view size is not compatible")
+
+    monkeypatch.setattr(kernels, "silu_gate", raises)
+    runner = PackedRunner(tiny_model("llama"), wish(), compiled=True)
+    assert runner._compiled is None
 
 
 @pytest.mark.parametrize("fit", [True, False])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import NotRequired, Self, TypedDict, cast
 
-from .errors import StreamClosed
+from .errors import NotReady, StreamClosed
 from .outputs import FinishReason
 from .server.logprobs import completion_logprobs, token_ids
 from .text.tokenizer import Tokenizer
@@ -65,11 +66,16 @@ class Forgotten:
             stream.close(client_gone=True)
 
 
+def forked() -> NotReady:
+    """The error of whoever asks a model of another process."""
+    return NotReady("the model runs in the process that loaded it, not in its forks", code="forked")
+
+
 class ChoiceStream(Iterator[ChoiceDict]):
     """The pieces of one call's choices, as they come. One thread iterates; anyone may close.
 
-    Its generation ends, and its slots are free within two steps, when it is closed, left by an error or
-    forgotten, iterated or not.
+    Its generation ends, and its slots are free within two steps, when it is closed, when reading it raises,
+    or when it is forgotten, iterated or not.
     """
 
     def __init__(
@@ -86,10 +92,15 @@ class ChoiceStream(Iterator[ChoiceDict]):
         self._outputs = outputs
         self._make = make
         self._closed = False
+        self._process = os.getpid()
         forgotten.watch(self, stream, outputs)
 
     def __next__(self) -> ChoiceDict:
-        """The next piece. Raises EngineFailed if the engine did, ModelClosed if the model was closed."""
+        """The next piece. Raises EngineFailed if the engine did, ModelClosed if the model was closed, and
+        NotReady in a fork of the process that asked.
+        """
+        if os.getpid() != self._process:
+            raise forked()
         if self._closed:
             # Though more may have come.
             raise StopIteration
@@ -151,20 +162,21 @@ def reduce_choice(pieces: Iterable[ChoiceDict]) -> ChoiceDict:
     >>> reduce_choice(model("one two", echo=True, max_tokens=0))
     {'text': 'one two', 'index': 0, 'logprobs': None, 'finish_reason': 'length'}
     """
+    texts: list[str] = []
     whole = ChoiceDict(text="", index=0, logprobs=None, finish_reason=None)
     for piece in pieces:
-        whole["text"] += piece["text"]
+        texts.append(piece["text"])
         whole["index"], whole["finish_reason"] = piece["index"], piece["finish_reason"]
         if "token_ids" in piece:
-            whole["token_ids"] = whole.get("token_ids", []) + piece["token_ids"]
-        if piece["logprobs"] is not None:
-            told = whole["logprobs"] or Logprobs(
-                tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[]
-            )
-            whole["logprobs"] = Logprobs(
-                tokens=told["tokens"] + piece["logprobs"]["tokens"],
-                token_logprobs=told["token_logprobs"] + piece["logprobs"]["token_logprobs"],
-                top_logprobs=told["top_logprobs"] + piece["logprobs"]["top_logprobs"],
-                text_offset=told["text_offset"] + piece["logprobs"]["text_offset"],
-            )
+            whole.setdefault("token_ids", []).extend(piece["token_ids"])
+        if (more := piece["logprobs"]) is not None:
+            told = whole["logprobs"]
+            if told is None:
+                told = Logprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
+                whole["logprobs"] = told
+            told["tokens"] += more["tokens"]
+            told["token_logprobs"] += more["token_logprobs"]
+            told["top_logprobs"] += more["top_logprobs"]
+            told["text_offset"] += more["text_offset"]
+    whole["text"] = "".join(texts)
     return whole

@@ -17,17 +17,17 @@ import difflib
 import os
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self, TypedDict, Unpack
+from typing import Any, NoReturn, Protocol, Self, TypedDict, Unpack
 
 import torch
 
 from . import stream_model
 from .checkpoint import resolve
-from .choices import ChoiceStream, Forgotten, make_choice, outputs_of
+from .choices import ChoiceStream, Forgotten, forked, make_choice, outputs_of
 from .engine.loader import load_engine
 from .errors import InvalidRequest, ModelClosed, ModelNotFound, NotReady
 from .outputs import EngineStats, ModelInfo
@@ -169,7 +169,7 @@ class LibraryModel:
         fields = {
             "prompt": _prompts(prompt),
             "min_tokens": min_tokens,
-            "max_tokens": MAX_COUNT if max_tokens is None else max_tokens,
+            "max_tokens": self._most_tokens if max_tokens is None else max_tokens,
             "temperature": temperature,
             "top_p": top_p,
             "n": n,
@@ -300,6 +300,13 @@ class LibraryModel:
     ) -> None:
         self.close()
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a model cannot be copied or pickled: load it in each process")
+
+    @property
+    def _most_tokens(self) -> int:
+        return self._settings.completion_max_tokens or MAX_COUNT
+
     def _adapter(self, sampling: Sampling) -> str | None:
         adapter = sampling.pop("adapter", None)
         if adapter is not None and adapter not in self.info.adapters:
@@ -311,7 +318,7 @@ class LibraryModel:
     ) -> TextStream:
         self._forgotten.close_all()
         if os.getpid() != self._process:
-            raise NotReady("the model runs in the process that loaded it, not in its forks", code="forked")
+            raise forked()
         try:
             return self._model.generate(prompts, params, **how)
         except NotReady as error:
@@ -350,8 +357,11 @@ def load_model(
     adapters, directory or hub id by name. Any other setting of the model, the engine or the completions goes
     by its name in lower case, such as engine_slots=8 or model_dtype="float32".
 
-    Raises ModelLoadError if it cannot be loaded, InvalidSettings for settings that it does not have.
+    Raises ModelLoadError if it cannot be loaded, InvalidSettings for a setting's value that is not allowed,
+    TypeError for a setting that there is not.
     """
+    for name in settings.keys() - Settings.model_fields.keys():
+        raise _unexpected(name, Settings.model_fields)
     if others := sorted(name for name in settings if name.startswith(SERVER_ONLY)):
         raise InvalidSettings([f"{name}: it means nothing without a server" for name in others])
     if adapters is not None:
@@ -370,7 +380,10 @@ def load_model(
         }
         | settings
     )
-    template = Path(chosen.model_chat_template).read_text() if chosen.model_chat_template else None
+    try:
+        template = Path(chosen.model_chat_template).read_text() if chosen.model_chat_template else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidSettings([f"model_chat_template: {error}"]) from None
     model = stream_model.StreamModel(trust_remote_code=trust_remote_code, chat_template=template)
     forgotten = Forgotten()
     pool = _start(chosen, model, forgotten)
@@ -395,8 +408,13 @@ def _start(settings: Settings, model: stream_model.StreamModel, forgotten: Forgo
     _open_pools.add(pool)
     try:
         pool.wait_ready()
-    except BaseException:
+    except Exception:
         _close(pool)
+        raise
+    except BaseException:
+        # Ctrl-C. A load, which may be a download, cannot be interrupted: nobody waits for it, now or at exit.
+        _open_pools.discard(pool)
+        threading.Thread(target=pool.close, name="closing", daemon=True).start()
         raise
     return pool
 
@@ -425,8 +443,14 @@ def _close_open_pools() -> None:
 def _check_names(sampling: Mapping[str, object]) -> None:
     """Raise TypeError for a parameter that there is not, as Python does, with the nearest that there is."""
     for name in sampling.keys() - Sampling.__annotations__.keys():
-        near = difflib.get_close_matches(name, [*PARAMETERS, *Sampling.__annotations__], n=1)
-        raise TypeError(f"unexpected argument {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        raise _unexpected(name, [*PARAMETERS, *Sampling.__annotations__])
+
+
+def _unexpected(name: str, known: Iterable[str]) -> TypeError:
+    """The error for an argument that there is not, with the nearest that there is."""
+    # Of a conversation, `echo` is none, though it is one of a completion.
+    near = difflib.get_close_matches(name, [other for other in known if other != name], n=1)
+    return TypeError(f"unexpected argument {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
 
 
 def _prompts(prompt: Prompts) -> Any:

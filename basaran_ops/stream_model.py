@@ -165,6 +165,9 @@ class StreamModel:
 
 def _encode(tokenizer: Tokenizer, prompt: Prompt, suffix: str) -> tuple[int, ...]:
     """Token ids of one prompt, never none."""
+    for name, text in (("prompt", prompt), ("suffix", suffix)):
+        if isinstance(text, str) and not _is_unicode(text):
+            raise InvalidRequest(f"{name} holds half of a surrogate pair, which is no character", param=name)
     if suffix:
         try:
             return tuple(tokenizer.encode_infilling("" if prompt is None else prompt, suffix))
@@ -177,6 +180,14 @@ def _encode(tokenizer: Tokenizer, prompt: Prompt, suffix: str) -> tuple[int, ...
         return (tokenizer.prompt_start(),)
     except ValueError as error:
         raise InvalidRequest(f"prompt must not be empty: {error}", param="prompt") from None
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _fitted(info: ModelInfo, ids: Sequence[int], params: SamplingParams, *, fit: bool) -> SamplingParams:

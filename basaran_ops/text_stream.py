@@ -97,7 +97,8 @@ class TextStream:
         self._choices = choices
         self._watch = watch or Watch()
         self._arrived_at = time.monotonic()
-        self._record_lock = threading.Lock()
+        # Reentrant: a signal handler may close what its own thread is reading.
+        self._record_lock = threading.RLock()
         self._recorded = False
         self._error: Exception | None = None
         # Nothing to generate and nothing to score needs no engine; all choices are alike in that.

@@ -93,7 +93,8 @@ class GenerationPool:
         A `patient` pool tries again where a model cannot be loaded now; else the first failure is the last.
         """
         self.capacity = capacity
-        self._lock = threading.Lock()
+        # Reentrant: a signal handler may close a stream, or all, on a thread that holds it.
+        self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._ids = itertools.count(1)
         self._draining = False
@@ -177,10 +178,12 @@ class GenerationPool:
         """End all requests, with an error each, engines and threads. Idempotent."""
         self.drain()
         self.abort(error)
-        # At the same time: each may take seconds.
-        stopping = [threading.Thread(target=replica.stop) for replica in self._replicas]
+        # At the same time: each may take seconds. The last on this thread: at exit no other can be started.
+        *others, last = self._replicas
+        stopping = [threading.Thread(target=replica.stop, daemon=True) for replica in others]
         for thread in stopping:
             thread.start()
+        last.stop()
         for thread in stopping:
             thread.join()
 
@@ -220,7 +223,9 @@ class GenerationPool:
 
     def _oldest_waiting(self) -> float:
         now = time.monotonic()
-        return max((now - s.submitted_at for s in self._streams if not s.begun and not s.closed), default=0.0)
+        return max(
+            (now - s.submitted_at for s in list(self._streams) if not s.begun and not s.closed), default=0.0
+        )
 
     def _failure(self) -> ModelLoadError | None:
         failures = [replica.failure for replica in self._replicas]

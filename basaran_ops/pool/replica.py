@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -59,7 +60,7 @@ class Replica:
         self,
         number: int,
         start: Callable[[], Transport],
-        lock: threading.Lock,
+        lock: AbstractContextManager[object],
         on_ready: Callable[[ModelInfo], None],
         on_change: Callable[[], None],
         on_step: Callable[[int, EngineStats], None] = lambda number, stats: None,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -289,8 +291,23 @@ def test_what_is_not_allowed_is_refused_at_the_call_by_the_arguments_name(
 def test_an_unknown_argument_is_a_type_error_that_names_the_nearest(model: LibraryModel) -> None:
     with pytest.raises(TypeError, match="unexpected argument 'max_new_tokens'; did you mean 'max_tokens'"):
         model("the cat", max_new_tokens=5)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"unexpected argument 'echo'$"):
+        model.chat([{"role": "user", "content": "x"}], echo=True)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match=r"unexpected argument 'functions'$"):
         model.chat([{"role": "user", "content": "x"}], functions=[])  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("call", [{"prompt": "\ud800"}, {"prompt": ["a", "b\udfff"]}])
+def test_half_a_surrogate_pair_is_no_text(model: LibraryModel, call: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest, match="surrogate") as raised:
+        model(**call)
+    assert raised.value.param == "prompt"
+
+
+def test_a_model_is_not_copied(model: LibraryModel) -> None:
+    for copied in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="load it in each process"):
+            copied(model)
 
 
 def test_an_unknown_adapter_is_refused_by_its_name(model: LibraryModel) -> None:
@@ -392,7 +409,6 @@ def test_a_model_tells_what_it_is(model: LibraryModel) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"engine_slotz": 3},
         {"engine_slots": 0},
         {"port": 80},
         {"server_queue_limit": 3},
@@ -404,6 +420,16 @@ def test_a_setting_that_means_nothing_is_refused_by_name(tmp_path: Path, setting
     (name,) = settings
     with pytest.raises(InvalidSettings, match=f"(?i){name}"):
         load_model(tmp_path, **settings)
+
+
+def test_a_setting_that_there_is_not_is_a_type_error_that_names_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="unexpected argument 'engine_slotz'; did you mean 'engine_slots'"):
+        load_model(tmp_path, engine_slotz=3)
+
+
+def test_a_template_that_is_not_there_is_a_setting_that_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(InvalidSettings, match=r"model_chat_template: .*No such file"):
+        load_model(tmp_path, model_chat_template=str(tmp_path / "none"))
 
 
 def test_a_model_that_is_not_there_is_told_and_leaves_no_thread(tmp_path: Path) -> None:

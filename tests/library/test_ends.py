@@ -5,12 +5,15 @@ from __future__ import annotations
 import _thread
 import gc
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from random import Random
+from typing import Any, NoReturn
 
 import psutil
 import pytest
@@ -125,11 +128,48 @@ def test_a_call_in_a_cycle_is_closed_whatever_lock_its_collector_holds(model: Li
     gc.disable()
     try:
         Node(begun(model))
-        with model.pool._lock:
+        with held_elsewhere(model.pool._lock):
             # Taking the lock here would never end.
             gc.collect()
     finally:
         gc.enable()
+
+
+@contextmanager
+def held_elsewhere(lock: AbstractContextManager[object]) -> Iterator[None]:
+    """Another thread holds it."""
+    taken, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with lock:
+            taken.set()
+            done.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    taken.wait()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_a_signal_handler_may_close_what_its_own_thread_reads(model: LibraryModel) -> None:
+    current: list[ChoiceStream] = []
+    before = signal.signal(signal.SIGALRM, lambda number, frame: current[0].close())
+    random = Random(1)
+    try:
+        for _ in range(150):
+            with model("the cat", **ENDLESS) as stream:
+                current[:] = [stream]
+                signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-4, 5e-3))
+                for _ in stream:
+                    pass
+                signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_the_best_of_many_forgotten_frees_every_slot(model: LibraryModel) -> None:
@@ -220,17 +260,42 @@ def test_a_failed_load_leaves_nothing(tmp_path: Path, long_path: Path) -> None:
         assert threading.enumerate() == before
 
 
-def test_a_fork_is_told_that_the_model_is_not_its_own(model: LibraryModel) -> None:
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            model("the cat")
-        except NotReady as error:
-            status = 0 if "forks" in error.message else 2
-        finally:
-            os._exit(status)
-    assert os.waitpid(child, 0)[1] == 0
+@pytest.mark.parametrize("way", ["a call", "reading on"])
+def test_a_fork_is_told_that_the_model_is_not_its_own(model: LibraryModel, way: str) -> None:
+    with begun(model) as stream:
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                list(model("the cat") if way == "a call" else stream)
+            except NotReady as error:
+                status = 0 if "forks" in error.message else 2
+            finally:
+                os._exit(status)
+        assert os.waitpid(child, 0)[1] == 0
+
+
+def test_ctrl_c_does_not_wait_for_a_model_to_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = set(threading.enumerate())
+    begun, over = threading.Event(), threading.Event()
+
+    def resolve(settings: object, progress: object) -> NoReturn:
+        begun.set()
+        over.wait()
+        raise ModelLoadError("it was interrupted")
+
+    monkeypatch.setattr("basaran_ops.model.resolve", resolve)
+    main = threading.get_ident()
+    interrupt = threading.Thread(target=lambda: (begun.wait(), signal.pthread_kill(main, signal.SIGINT)))
+    interrupt.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            load_model("any/model")
+    finally:
+        over.set()
+        interrupt.join()
+    # The threads of the load that nobody waits for.
+    wait_until(lambda: set(threading.enumerate()) <= before)
 
 
 THREADS = 50

@@ -15,14 +15,16 @@ run: .venv/installed  ## Serve MODEL (empty: a small default model) on port 8000
 clients: .venv/installed-clients  ## Install what the tests of clients need beside the other tests.
 
 # Not into .venv: promtool, a Prometheus and a browser, from the system's packages.
+# What is there already is left alone: Ubuntu, for one, has no package named chromium.
 tools: .venv/installed-chart  ## Install Helm and what checks the chart; and Prometheus and Chromium (Debian, as root).
-	@if command -v promtool >/dev/null && command -v prometheus >/dev/null && command -v chromium >/dev/null; then :; \
+	@set --; \
+	command -v chromium >/dev/null || set -- chromium fonts-dejavu-core; \
+	{ command -v promtool && command -v prometheus; } >/dev/null || set -- "$$@" prometheus; \
+	if [ $$# = 0 ]; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
-			chromium fonts-dejavu-core prometheus; \
+		apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$$@"; \
 	else \
-		echo "promtool, prometheus or chromium is missing: as root, apt-get install chromium prometheus" \
-			"(macOS: brew install chromium prometheus)" >&2; \
+		echo "missing: $$*: as root, apt-get install $$* (macOS: brew install chromium prometheus)" >&2; \
 		exit 1; \
 	fi
 

@@ -21,7 +21,15 @@ scaleDown:
 {{- mulf 1000 .Values.autoscaling.targetSlotUsage (include "basaran-ops.slots" . | float64) | floor | int64 -}}
 {{- end }}
 
+{{/* A first start, with nothing to see until it is over, is no failure of Prometheus. */}}
+{{- define "basaran-ops.fallbackAfter" -}}
+{{- with .Values.autoscaling.keda -}}
+{{- $looks := divf (include "basaran-ops.progressSeconds" $) .pollingInterval | ceil | int64 -}}
+{{- include "basaran-ops.text" (.fallbackAfter | default $looks) -}}
+{{- end -}}
+{{- end }}
+
 {{/* This release's pods alone, by the labels that Prometheus adds. */}}
 {{- define "basaran-ops.podSeries" -}}
-{namespace="{{ .Release.Namespace }}",pod=~"{{ include "basaran-ops.fullname" . }}-[a-z0-9]+-[a-z0-9]+"}
+{namespace="{{ .Release.Namespace }}",pod=~"{{ include "basaran-ops.fullname" . }}-[a-z0-9]+-[a-z0-9]{5}"}
 {{- end }}

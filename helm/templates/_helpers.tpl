@@ -4,12 +4,14 @@
 {{- end }}
 
 {{- define "basaran-ops.fullname" -}}
+{{- /* A release may have dots in its name, a Service may not. */ -}}
+{{- $release := .Release.Name | replace "." "-" -}}
 {{- if .Values.fullnameOverride -}}
 {{- .Values.fullnameOverride | trunc 46 | trimSuffix "-" -}}
-{{- else if contains "basaran" .Release.Name -}}
-{{- .Release.Name | trunc 46 | trimSuffix "-" -}}
+{{- else if contains "basaran" $release -}}
+{{- $release | trunc 46 | trimSuffix "-" -}}
 {{- else -}}
-{{- printf "%s-%s" .Release.Name (include "basaran-ops.name" .) | trunc 46 | trimSuffix "-" -}}
+{{- printf "%s-%s" $release (include "basaran-ops.name" .) | trunc 46 | trimSuffix "-" -}}
 {{- end -}}
 {{- end }}
 
@@ -33,12 +35,14 @@
 {{- .Values.cache.existingClaim | default (printf "%s-models" (include "basaran-ops.fullname" .)) -}}
 {{- end }}
 
+{{/* The image for NVIDIA's GPUs has another tag; one for AMD's is the user's own. */}}
 {{- define "basaran-ops.image" -}}
+{{- $nvidia := and (gt (int .Values.gpu.count) 0) (hasPrefix "nvidia.com/" .Values.gpu.resource) -}}
 {{- with .Values.image -}}
 {{- if .digest -}}
 {{ .repository }}@{{ .digest }}
 {{- else -}}
-{{ .repository }}:{{ .tag | default $.Chart.AppVersion }}
+{{ .repository }}:{{ .tag | default (print $.Chart.AppVersion (ternary "-cu130" "" $nvidia)) }}
 {{- end -}}
 {{- end -}}
 {{- end }}
@@ -58,8 +62,8 @@ checkov.io/skip1: CKV_K8S_43=The digest is that of the image you pushed, so no c
 
 {{/* Labels. Those of a pod say nothing of the chart's version, or each new chart would restart the server. */}}
 {{- define "basaran-ops.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "basaran-ops.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "basaran-ops.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/component: server
 {{- end }}
 
@@ -150,7 +154,8 @@ app.kubernetes.io/component: server
 
 {{- define "basaran-ops.graceSeconds" -}}
 {{- with .Values.lifecycle -}}
-{{- .terminationGracePeriodSeconds | default (add .preStopSeconds .drainSeconds .exitSeconds) -}}
+{{- $sum := add .preStopSeconds .drainSeconds .exitSeconds -}}
+{{- include "basaran-ops.text" (.terminationGracePeriodSeconds | default $sum) -}}
 {{- end -}}
 {{- end }}
 
@@ -158,6 +163,12 @@ app.kubernetes.io/component: server
 {{- with .Values.lifecycle.startup -}}
 {{- mul .periodSeconds .failureThreshold -}}
 {{- end -}}
+{{- end }}
+
+{{/* Until a new pod is ready, or has failed. */}}
+{{- define "basaran-ops.progressSeconds" -}}
+{{- $download := ternary .Values.model.download.timeoutSeconds 0 .Values.model.download.enabled -}}
+{{- add (include "basaran-ops.startupSeconds" .) 60 $download -}}
 {{- end }}
 
 {{- define "basaran-ops.adapters" -}}
@@ -170,7 +181,9 @@ app.kubernetes.io/component: server
 
 {{/* A spare pod in a rollout would lack a GPU, or the volume. */}}
 {{- define "basaran-ops.noSpare" -}}
-{{- if or .Values.gpu.count (include "basaran-ops.unsharedCache" .) -}}true{{- end -}}
+{{- $shared := has "ReadWriteMany" .Values.cache.persistence.accessModes -}}
+{{- $unshared := and .Values.cache.existingClaim (not $shared) -}}
+{{- if or .Values.gpu.count $unshared (include "basaran-ops.unsharedCache" .) -}}true{{- end -}}
 {{- end }}
 
 {{- define "basaran-ops.maxSurge" -}}
@@ -243,14 +256,14 @@ app.kubernetes.io/component: server
 - name: HF_TOKEN
   valueFrom:
     secretKeyRef:
-      name: {{ . }}
-      key: {{ include "basaran-ops.tokenKey" $ }}
+      name: {{ . | quote }}
+      key: {{ include "basaran-ops.tokenKey" $ | quote }}
 {{- end -}}
 {{- end }}
 
 {{- define "basaran-ops.mounts" -}}
 - name: models
-  mountPath: {{ .Values.cache.mountPath }}
+  mountPath: {{ .Values.cache.mountPath | quote }}
 - name: tmp
   mountPath: /tmp
 - name: shm
@@ -282,4 +295,15 @@ app.kubernetes.io/component: server
 {{- $unit := regexFind "[A-Za-z]*$" $text -}}
 {{- $units := dict "" 1 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 -}}
 {{- mulf (trimSuffix $unit $text | float64) (get $units $unit | float64) | int64 -}}
+{{- end }}
+
+{{/* A Gateway's duration, such as 1h30m. */}}
+{{- define "basaran-ops.milliseconds" -}}
+{{- $units := dict "ms" 1 "s" 1000 "m" 60000 "h" 3600000 -}}
+{{- $sum := 0 -}}
+{{- range regexFindAll "[0-9]+(ms|s|m|h)" . -1 -}}
+{{- $unit := regexFind "[a-z]+$" . -}}
+{{- $sum = add $sum (mul (trimSuffix $unit . | float64) (get $units $unit)) -}}
+{{- end -}}
+{{- $sum -}}
 {{- end }}

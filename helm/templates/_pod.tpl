@@ -4,27 +4,27 @@ metadata:
     {{- include "basaran-ops.podLabels" . | nindent 4 }}
   annotations:
     {{- /* API keys are left out: the server reads them again by itself. */}}
-    checksum/config: {{ list .Values.model.chatTemplate .Values.huggingFace.token | toJson | sha256sum }}
-    {{- with .Values.podAnnotations }}
-    {{- toYaml . | nindent 4 }}
-    {{- end }}
+    {{- $read := list .Values.model.chatTemplate .Values.huggingFace.token | toJson | sha256sum }}
+    {{- merge (dict "checksum/config" $read) .Values.podAnnotations | toYaml | nindent 4 }}
 spec:
   {{- /* A Service named basaran would set BASARAN_PORT=tcp://... and the like. */}}
   enableServiceLinks: false
   automountServiceAccountToken: false
-  serviceAccountName: {{ include "basaran-ops.serviceAccount" . }}
+  serviceAccountName: {{ include "basaran-ops.serviceAccount" . | quote }}
   terminationGracePeriodSeconds: {{ include "basaran-ops.graceSeconds" . }}
+  {{- with .Values.podSecurityContext }}
   securityContext:
-    {{- toYaml .Values.podSecurityContext | nindent 4 }}
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
   {{- with .Values.imagePullSecrets }}
   imagePullSecrets:
     {{- toYaml . | nindent 4 }}
   {{- end }}
   {{- with .Values.runtimeClassName }}
-  runtimeClassName: {{ . }}
+  runtimeClassName: {{ . | quote }}
   {{- end }}
   {{- with .Values.priorityClassName }}
-  priorityClassName: {{ . }}
+  priorityClassName: {{ . | quote }}
   {{- end }}
   {{- with .Values.nodeSelector }}
   nodeSelector:
@@ -67,11 +67,13 @@ spec:
 
 {{- define "basaran-ops.serverContainer" -}}
 - name: server
-  image: {{ include "basaran-ops.image" . }}
+  image: {{ include "basaran-ops.image" . | quote }}
   imagePullPolicy: {{ include "basaran-ops.pullPolicy" . }}
   command: [python, -m, basaran_ops]
+  {{- with .Values.securityContext }}
   securityContext:
-    {{- toYaml .Values.securityContext | nindent 4 }}
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
   ports:
     - name: http
       containerPort: {{ .Values.ports.http }}
@@ -133,15 +135,17 @@ spec:
 
 {{- define "basaran-ops.downloadContainer" -}}
 - name: download
-  image: {{ include "basaran-ops.image" . }}
+  image: {{ include "basaran-ops.image" . | quote }}
   imagePullPolicy: {{ include "basaran-ops.pullPolicy" . }}
   command:
     - python
     - -c
     - |
       {{- .Files.Get "files/download.py" | nindent 6 }}
+  {{- with .Values.securityContext }}
   securityContext:
-    {{- toYaml .Values.securityContext | nindent 4 }}
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
   env:
     {{- range $name, $value := include "basaran-ops.environment" . | fromYaml }}
     {{- if or (hasPrefix "MODEL" $name) (hasPrefix "H" $name) }}
@@ -150,7 +154,7 @@ spec:
     {{- end }}
     {{- end }}
     - name: DOWNLOAD_TIMEOUT
-      value: {{ .Values.model.download.timeoutSeconds | quote }}
+      value: {{ include "basaran-ops.text" .Values.model.download.timeoutSeconds | quote }}
     {{- with include "basaran-ops.tokenEnv" . }}
     {{- . | nindent 4 }}
     {{- end }}
@@ -196,33 +200,33 @@ failureThreshold: {{ $values.failureThreshold }}
 - name: models
   {{- if or .Values.cache.existingClaim .Values.cache.persistence.enabled }}
   persistentVolumeClaim:
-    claimName: {{ include "basaran-ops.claim" . }}
+    claimName: {{ include "basaran-ops.claim" . | quote }}
   {{- else if .Values.cache.sizeLimit }}
   emptyDir:
-    sizeLimit: {{ .Values.cache.sizeLimit }}
+    sizeLimit: {{ include "basaran-ops.text" .Values.cache.sizeLimit | quote }}
   {{- else }}
   emptyDir: {}
   {{- end }}
 - name: tmp
   emptyDir:
-    sizeLimit: {{ .Values.tmp.size }}
+    sizeLimit: {{ include "basaran-ops.text" .Values.tmp.size | quote }}
 - name: shm
   emptyDir:
     medium: Memory
-    sizeLimit: {{ .Values.shm.size }}
+    sizeLimit: {{ include "basaran-ops.text" .Values.shm.size | quote }}
 {{- with include "basaran-ops.apiKeysSecret" . }}
 - name: api-keys
   secret:
-    secretName: {{ . }}
+    secretName: {{ . | quote }}
     defaultMode: 0440
     items:
-      - key: {{ include "basaran-ops.apiKeysKey" $ }}
+      - key: {{ include "basaran-ops.apiKeysKey" $ | quote }}
         path: api-keys
 {{- end }}
 {{- if .Values.model.chatTemplate }}
 - name: chat-template
   configMap:
-    name: {{ include "basaran-ops.fullname" . }}
+    name: {{ include "basaran-ops.fullname" . | quote }}
 {{- end }}
 {{- with .Values.extraVolumes }}
 {{ toYaml . }}

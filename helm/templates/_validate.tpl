@@ -1,7 +1,10 @@
 {{/* Everything that cannot work, said at once. What concerns one value alone is in values.schema.json. */}}
 {{- define "basaran-ops.validate" -}}
 {{- $faults := list -}}
-{{- range (list "Lifecycle" "Server" "Engine" "Model" "Secrets" "Cache" "Rollout" "Exposure" "Autoscaling" "Environment") -}}
+{{- range list
+  "Names" "Lifecycle" "Server" "Engine" "Resources" "Model" "Secrets" "Cache" "Rollout" "Exposure" "Autoscaling"
+  "Environment" "Extras"
+-}}
 {{- range splitList "\n" (include (printf "basaran-ops.faults%s" .) $) -}}
 {{- with trim . -}}
 {{- $faults = append $faults . -}}
@@ -11,6 +14,13 @@
 {{- if $faults -}}
 {{- fail (printf "\n\nthese values cannot work:\n%s\n" (join "\n" $faults)) -}}
 {{- end -}}
+{{- end }}
+
+{{- define "basaran-ops.faultsNames" -}}
+{{- $name := include "basaran-ops.fullname" . }}
+{{- if regexMatch "^[0-9]" $name }}
+- the name {{ $name }} begins with a digit, as no Service's may: set fullnameOverride
+{{- end }}
 {{- end }}
 
 {{- define "basaran-ops.faultsLifecycle" -}}
@@ -75,6 +85,19 @@
 {{- end }}
 {{- end }}
 
+{{- define "basaran-ops.faultsResources" -}}
+{{- range $name, $unit := dict "cpu" "milli" "memory" "bytes" "ephemeral-storage" "bytes" }}
+{{- $request := get ($.Values.resources.requests | default dict) $name | include "basaran-ops.text" }}
+{{- $limit := get ($.Values.resources.limits | default dict) $name | include "basaran-ops.text" }}
+{{- if and $request $limit }}
+{{- $helper := print "basaran-ops." $unit }}
+{{- if gt (include $helper $request | int64) (include $helper $limit | int64) }}
+- resources.requests.{{ $name }}={{ $request }} is more than resources.limits.{{ $name }}={{ $limit }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{- define "basaran-ops.faultsModel" -}}
 {{- $served := .Values.model.servedName | default .Values.model.name | default "SmolLM2-135M-Instruct" }}
 {{- with .Values.model }}
@@ -117,6 +140,12 @@
 {{- if and (include "basaran-ops.unsharedCache" .) (gt $most 1) }}
 - {{ $most }} pods cannot share a claim that is not ReadWriteMany: cache.persistence.accessModes={{ .Values.cache.persistence.accessModes | join "," }}
 {{- end }}
+{{- $path := clean .Values.cache.mountPath }}
+{{- range $taken := append (include "basaran-ops.mountPaths" . | fromYamlArray) "/opt/basaran_ops" }}
+{{- if hasPrefix (print (trimSuffix "/" $path) "/") (print $taken "/") }}
+- cache.mountPath={{ $path }} would hide {{ $taken }}
+{{- end }}
+{{- end }}
 {{- end }}
 
 {{- define "basaran-ops.faultsRollout" -}}
@@ -137,6 +166,12 @@
 {{- end }}
 {{- if and .Values.httpRoute.enabled (not .Values.httpRoute.parentRefs) }}
 - httpRoute.enabled, but httpRoute.parentRefs is empty
+{{- end }}
+{{- with .Values.httpRoute.timeouts }}
+{{- $request := include "basaran-ops.milliseconds" (.request | default "0s") | int64 }}
+{{- if and $request (gt (include "basaran-ops.milliseconds" (.backendRequest | default "0s") | int64) $request) }}
+- httpRoute.timeouts.backendRequest={{ .backendRequest }} is more than request={{ .request }}
+{{- end }}
 {{- end }}
 {{- if and .Values.service.loadBalancerSourceRanges (ne .Values.service.type "LoadBalancer") }}
 - service.loadBalancerSourceRanges mean nothing to the type {{ .Values.service.type }}
@@ -172,6 +207,29 @@
 - extraEnv sets {{ .name }}, which other values decide
 {{- end }}
 {{- end }}
+{{- end }}
+
+{{- define "basaran-ops.faultsExtras" -}}
+{{- $containers := list "server" "download" }}
+{{- $volumes := list "models" "tmp" "shm" "api-keys" "chat-template" }}
+{{- range $value, $ours := dict "extraContainers" $containers "initContainers" $containers "extraVolumes" $volumes }}
+{{- range index $.Values $value }}
+{{- if has .name $ours }}
+- {{ $value }}: {{ .name }} is the chart's own name
+{{- end }}
+{{- end }}
+{{- end }}
+{{- $paths := append (include "basaran-ops.mountPaths" . | fromYamlArray) (clean .Values.cache.mountPath) }}
+{{- range .Values.extraVolumeMounts }}
+{{- if has (clean .mountPath) $paths }}
+- extraVolumeMounts: at {{ .mountPath }} the chart mounts its own
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Where all but the models is mounted. */}}
+{{- define "basaran-ops.mountPaths" -}}
+[/tmp, /dev/shm, /etc/basaran-ops/api-keys, /etc/basaran-ops/chat-template]
 {{- end }}
 
 {{/* Variables that values of their own decide, even where they are unset. */}}

@@ -21,6 +21,17 @@ FILES = sorted([*(CHART / "ci").glob("*.yaml"), *(CHART / "examples").glob("*.ya
 VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 RELEASE, NAMESPACE = "basaran", "prod"
+EVERYTHING: dict[str, Any] = {
+    "model": {"name": "org/model", "chatTemplate": "{{ messages }}", "download": {"enabled": True}},
+    "huggingFace": {"token": "hf_token"},
+    "apiKeys": {"keys": ["key"]},
+    "cache": {"persistence": {"enabled": True, "accessModes": ["ReadWriteMany"]}},
+    "ingress": {"enabled": True, "hosts": ["a.example.com"]},
+    "httpRoute": {"enabled": True, "parentRefs": [{"name": "gateway"}]},
+    "autoscaling": {"enabled": True, "keda": {"serverAddress": "http://prometheus:9090"}},
+    "metrics": {name: {"enabled": True} for name in ("serviceMonitor", "rules", "dashboard")},
+}
+"""Values that make an object of nearly every template."""
 
 Object = dict[str, Any]
 
@@ -78,8 +89,8 @@ def rendered_text(file: Path, kubernetes: str = KUBERNETES[-1]) -> str:
 
 
 @functools.cache
-def rendered_file(file: Path) -> list[Object]:
-    return parse(rendered_text(file))
+def rendered_file(file: Path, kubernetes: str = KUBERNETES[-1]) -> list[Object]:
+    return parse(rendered_text(file, kubernetes))
 
 
 def refusal(values: Mapping[str, Any], program: str = "newest") -> str:
@@ -87,6 +98,15 @@ def refusal(values: Mapping[str, Any], program: str = "newest") -> str:
     done = template(values, program=program)
     assert done.returncode != 0, f"nothing is wrong with {values}"
     return done.stderr
+
+
+def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """As Helm does: maps are merged, all else is replaced."""
+    both = dict(values)
+    for name, change in changes.items():
+        old = values.get(name)
+        both[name] = merged(old, change) if isinstance(old, dict) and isinstance(change, dict) else change
+    return both
 
 
 def one(objects: list[Object], kind: str, name: str = RELEASE) -> Object:

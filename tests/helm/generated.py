@@ -34,13 +34,36 @@ def managed() -> set[str]:
 
 
 def schema() -> str:
-    """values.schema.json, with the settings that the server has and no value of its own decides."""
+    """values.schema.json, with the settings that the server has and no value of its own decides.
+
+    And with all that must be there: Helm drops what is set to null before it asks the schema.
+    """
     values = json.loads((CHART / "values.schema.json").read_text())
     fields = Settings.model_json_schema()["properties"]
     values["properties"]["settings"]["properties"] = {
         name.upper(): field(described) for name, described in fields.items() if name.upper() not in managed()
     }
+    require(values, yaml.safe_load((CHART / "values.yaml").read_text()), values["definitions"])
     return json.dumps(values, indent=2) + "\n"
+
+
+def require(described: dict, defaults: dict, definitions: dict) -> None:
+    """Require what has a default and may not be null, in each map that has the chart's keys alone."""
+    required = []
+    for name, default in defaults.items():
+        part = described["properties"][name]
+        part = definitions[part["$ref"].rpartition("/")[2]] if "$ref" in part else part
+        if not nullable(part):
+            required.append(name)
+        if isinstance(default, dict) and part.get("additionalProperties") is False:
+            require(part, default, definitions)
+    described.pop("required", None)
+    if required:
+        described["required"] = required
+
+
+def nullable(described: dict) -> bool:
+    return "null" in described.get("type", ()) or None in described.get("enum", ())
 
 
 def field(described: dict) -> dict:

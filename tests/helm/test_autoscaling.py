@@ -81,7 +81,7 @@ def test_the_queries_read_only_series_and_labels_that_there_are() -> None:
         ("basaran-64445545-2bcdf", True),
         ("basaran-other-7d4b9c6f5-x2x4z", False),
         ("my-basaran-7d4b9c6f5-x2x4z", False),
-        ("basaran-test", False),
+        ("basaran-helm-test", False),
     ],
 )
 def test_the_queries_count_the_pods_of_the_release_alone(pod: str, counted: bool) -> None:
@@ -119,9 +119,20 @@ def test_both_go_up_in_steps_and_down_slowly() -> None:
 
 
 def test_load_that_cannot_be_seen_is_taken_for_full_load() -> None:
-    assert scaled(maxReplicas=7)["fallback"] == {"failureThreshold": 20, "replicas": 7}
+    assert scaled(maxReplicas=7)["fallback"] == {"failureThreshold": 124, "replicas": 7}
     chosen = KEDA["keda"] | {"fallbackReplicas": 2, "fallbackAfter": 4}
     assert scaled(keda=chosen)["fallback"] == {"failureThreshold": 4, "replicas": 2}
+
+
+@pytest.mark.parametrize("polling", [1, 15, 70, 10000])
+@pytest.mark.parametrize("download", [False, True])
+def test_a_first_start_is_no_failure_of_prometheus(polling: int, download: bool) -> None:
+    # Or each installation would begin with as many pods as there may be.
+    values = {"model": {"name": "org/model", "download": {"enabled": download}}}
+    objects = render(values | {"autoscaling": KEDA | {"keda": KEDA["keda"] | {"pollingInterval": polling}}})
+    looks = one(objects, "ScaledObject")["spec"]["fallback"]["failureThreshold"]
+    start = one(objects, "Deployment")["spec"]["progressDeadlineSeconds"]
+    assert start <= looks * polling < start + polling
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,15 @@ def test_every_setting_can_be_set_in_one_place() -> None:
     assert free | (managed() - OTHERS) == {name.upper() for name in Settings.model_fields}
 
 
+def test_a_large_number_of_seconds_is_written_out() -> None:
+    download = {"enabled": True, "timeoutSeconds": 1000000}
+    chosen = {"model": {"name": "org/model", "download": download}, "lifecycle": {"drainSeconds": 2000000}}
+    spec = pod(chosen)
+    assert environment(spec["initContainers"][0])["DOWNLOAD_TIMEOUT"] == "1000000"
+    assert environment(server(spec))["SERVER_DRAIN_TIMEOUT"] == "2000000"
+    assert spec["terminationGracePeriodSeconds"] == 2000030
+
+
 def test_values_become_settings() -> None:
     found = settings(
         {
@@ -206,8 +215,8 @@ def test_with_gpus_the_server_must_not_fall_back_to_the_cpu() -> None:
     [
         ({}, 2),
         ({"engine": {"threads": 5}}, 5),
-        ({"resources": {"requests": {"cpu": "7500m"}}}, 7),
-        ({"resources": {"requests": {"cpu": 8}}, "engine": {"replicas": 4}}, 2),
+        ({"resources": {"requests": {"cpu": "7500m"}, "limits": {"cpu": 8}}}, 7),
+        ({"resources": {"requests": {"cpu": 8}, "limits": {"cpu": None}}, "engine": {"replicas": 4}}, 2),
         ({"resources": {"requests": {"cpu": "250m"}}}, 1),
         ({"resources": {"requests": {"cpu": None}, "limits": {"cpu": "3.5"}}}, 3),
         ({"resources": {"requests": {"cpu": None}, "limits": {"cpu": None}}}, None),

@@ -132,6 +132,11 @@ def test_a_volume_that_cannot_be_shared_is_given_up_first() -> None:
     assert strategy({"cache": unshared}) == {"maxSurge": 0, "maxUnavailable": 1}
     shared = {"persistence": {"enabled": True, "accessModes": ["ReadWriteMany"]}}
     assert strategy({"cache": shared}) == {"maxSurge": 1, "maxUnavailable": 0}
+    # Of a claim that exists the chart knows what it is told.
+    existing = {"existingClaim": "models"}
+    assert strategy({"cache": existing}) == {"maxSurge": 0, "maxUnavailable": 1}
+    told = existing | {"persistence": {"accessModes": ["ReadWriteMany"]}}
+    assert strategy({"cache": told}) == {"maxSurge": 1, "maxUnavailable": 0}
 
 
 def test_who_has_a_spare_gpu_may_surge() -> None:

@@ -43,7 +43,7 @@ def faults(manifest: Object, version: str) -> str:
 def test_every_manifest_is_valid_for_kubernetes(version: str) -> None:
     checked = set()
     for file in FILES:
-        for manifest in rendered_file(file):
+        for manifest in rendered_file(file, version):
             text = json.dumps(manifest)
             if manifest["apiVersion"] not in PACKAGES and text not in checked:
                 assert faults(manifest, version) == "", f"{file.name}: {manifest['kind']}"

@@ -68,7 +68,7 @@ def test_the_api_can_be_for_some_and_for_the_chart_s_own_test() -> None:
     values = {"networkPolicy": {"apiFrom": [some]}}
     first, second = let_in(values, "http")
     assert first == some
-    test_pod = one(render(values), "Pod", "basaran-test")["metadata"]["labels"]
+    test_pod = one(render(values), "Pod", "basaran-helm-test")["metadata"]["labels"]
     assert second["podSelector"]["matchLabels"].items() <= test_pod.items()
 
 
@@ -89,12 +89,18 @@ def test_with_local_files_nothing_goes_out() -> None:
     local = {"model": {"name": "/models/x", "localFilesOnly": True}}
     assert policy(local)["egress"] == []
     assert policy(local)["policyTypes"] == ["Ingress", "Egress"]
+
+
+def test_what_goes_out_beside_local_files_finds_names() -> None:
+    local = {"model": {"name": "/models/x", "localFilesOnly": True}}
     more = {"networkPolicy": {"extraEgress": [{"ports": [{"port": 4318}]}]}}
-    assert policy(local | more)["egress"] == [{"ports": [{"port": 4318}]}]
+    dns, extra = policy(local | more)["egress"]
+    assert [(port["port"], port["protocol"]) for port in dns["ports"]] == [(53, "UDP"), (53, "TCP")]
+    assert extra == {"ports": [{"port": 4318}]}
 
 
 def test_the_chart_s_own_test_reaches_the_api_and_nothing_else() -> None:
-    dns, api = policy({}, "basaran-test")["egress"]
+    dns, api = policy({}, "basaran-helm-test")["egress"]
     assert {port["port"] for port in dns["ports"]} == {53}
     assert api["ports"] == [{"port": "http"}]
     (peer,) = api["to"]
@@ -115,6 +121,43 @@ def route(**changes: object) -> Object:
 
 def test_a_route_cuts_no_stream() -> None:
     assert route()["timeouts"] == {"request": "0s", "backendRequest": "0s"}
+
+
+def test_a_gateway_that_knows_no_timeouts_is_told_none() -> None:
+    assert "timeouts" not in route(timeouts=None)
+    assert route(timeouts={"backendRequest": None})["timeouts"] == {"request": "0s"}
+
+
+@pytest.mark.parametrize(
+    ("request_", "backend"), [("1s", "2s"), ("500ms", "1s"), ("1h", "61m"), ("1h30m", "1h30m1ms")]
+)
+def test_a_try_that_may_outlast_its_request_is_refused(request_: str, backend: str) -> None:
+    timeouts = {"request": request_, "backendRequest": backend}
+    assert "is more than request" in refusal({"httpRoute": ROUTE | {"timeouts": timeouts}})
+
+
+@pytest.mark.parametrize(
+    ("request_", "backend"), [("0s", "2s"), ("2s", "0s"), ("90m", "1h30m"), ("1s", "1000ms"), ("0h0m", "1s")]
+)
+def test_a_try_may_be_as_long_as_its_request(request_: str, backend: str) -> None:
+    timeouts = {"request": request_, "backendRequest": backend}
+    assert route(timeouts=timeouts)["timeouts"] == timeouts
+
+
+@pytest.mark.parametrize(
+    "host", ["Example.com", "a_b.com", "a.*.com", "*", "-a.com", "a.com.", "a/b", "a:80"]
+)
+def test_a_host_that_there_cannot_be_is_refused(host: str) -> None:
+    assert "hosts" in refusal({"ingress": {"enabled": True, "hosts": [host]}})
+    assert "hostnames" in refusal({"httpRoute": ROUTE | {"hostnames": [host]}})
+
+
+@pytest.mark.parametrize("host", ["example.com", "*.example.com", "a", "1.xn--bcher-kva.example"])
+def test_a_host_may_be_a_wildcard(host: str) -> None:
+    values = {"httpRoute": ROUTE | {"hostnames": [host]}, "ingress": {"enabled": True, "hosts": [host]}}
+    objects = render(values)
+    assert one(objects, "HTTPRoute")["spec"]["hostnames"] == [host]
+    assert one(objects, "Ingress")["spec"]["rules"][0]["host"] == host
 
 
 def test_a_route_leads_to_the_service_or_to_a_pool() -> None:

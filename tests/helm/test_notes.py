@@ -44,6 +44,14 @@ def test_they_tell_how_to_ask() -> None:
     assert "helm -n prod test basaran" in text
 
 
+@pytest.mark.parametrize("enabled", [False, True])
+def test_they_wait_as_long_as_the_deployment_does(enabled: bool) -> None:
+    values = {"model": {"name": "org/model", "download": {"enabled": enabled, "timeoutSeconds": 1000000}}}
+    deadline = one(render(values), "Deployment")["spec"]["progressDeadlineSeconds"]
+    assert f"rollout status deployment/basaran --timeout={deadline}s" in notes(values)
+    assert (deadline > 1000000) is enabled
+
+
 def test_they_tell_where_the_key_is_and_never_what_it_is() -> None:
     values = {"apiKeys": {"keys": ["very-secret"]}, "huggingFace": {"token": "hf_very-secret"}}
     text = notes(values)

@@ -150,7 +150,7 @@ def test_what_outlasts_the_drain_ends_with_an_error_and_in_time(tiny_path: Path,
 
 def completion_test(pod: Pod, url: str, tmp_path: Path) -> None:
     """Run the pod of `helm test`, which must pass, and fail without a right key."""
-    spec = one(pod.objects, "Pod", "basaran-test")["spec"]
+    spec = one(pod.objects, "Pod", "basaran-helm-test")["spec"]
     (container,) = spec["containers"]
     environ = pod.environment(container)
     assert environ["API"] == "http://basaran.prod.svc:80"

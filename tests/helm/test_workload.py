@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
-from .charts import FILES, Object, deployment, none, one, pod, refusal, render, rendered_file, server
+from .charts import (
+    EVERYTHING,
+    FILES,
+    Object,
+    deployment,
+    none,
+    one,
+    pod,
+    refusal,
+    render,
+    rendered_file,
+    server,
+    template,
+)
+from .generated import ROOT
+
+RELEASE_WORKFLOW = ROOT / ".github/workflows/release.yml"
 
 
 def pods(objects: list[Object]) -> list[Object]:
@@ -72,6 +89,33 @@ def test_a_digest_that_is_none_is_refused(digest: str) -> None:
     assert "digest" in refusal({"image": {"digest": digest}})
 
 
+CUDA = re.search(r"suffix: (-cu\d+)$", RELEASE_WORKFLOW.read_text(), re.MULTILINE)[1]
+"""What a release adds to the tags of images for NVIDIA's GPUs."""
+
+
+@pytest.mark.parametrize(
+    ("values", "tag"),
+    [
+        ({"gpu": {"count": 1}}, f"0.1.0{CUDA}"),
+        ({"gpu": {"count": 1, "resource": "nvidia.com/mig-3g.40gb"}}, f"0.1.0{CUDA}"),
+        ({"gpu": {"count": 1, "resource": "amd.com/gpu"}}, "0.1.0"),
+        ({"gpu": {"count": 1}, "image": {"tag": "mine"}}, "mine"),
+    ],
+)
+def test_pods_with_gpus_get_the_image_for_them(values: dict, tag: str) -> None:
+    for spec in pods(render(values)):
+        assert [container["image"] for container in spec["containers"]] == [f"basaran-ops:{tag}"]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_no_file_of_values_gives_gpus_to_an_image_without(file: Any) -> None:
+    (workload,) = [o for o in rendered_file(file) if o["kind"] == "Deployment"]
+    container = server(workload["spec"]["template"]["spec"])
+    gpus = any(name.startswith("nvidia.com/") for name in container["resources"].get("limits", {}))
+    if "@" not in container["image"]:
+        assert container["image"].endswith(CUDA) is gpus
+
+
 # -- resources -------------------------------------------------------------------------------------------
 
 
@@ -123,6 +167,24 @@ def test_shared_memory_is_sized_and_counts_as_memory() -> None:
     pod({"shm": {"size": "4095Mi"}})
 
 
+@pytest.mark.parametrize(
+    ("request_", "limit"),
+    [
+        ({"memory": "8Gi"}, {"memory": "7Gi"}),
+        ({"memory": "8Gi"}, {"memory": "8G"}),
+        ({"memory": 8589934592}, {"memory": "7Gi"}),
+        ({"cpu": 5}, {"cpu": "4"}),
+        ({"cpu": "4001m"}, {}),
+        ({"ephemeral-storage": "2Gi"}, {"ephemeral-storage": "1Gi"}),
+    ],
+)
+def test_more_than_may_be_used_cannot_be_set_aside(request_: dict, limit: dict) -> None:
+    (name,) = request_
+    asked = {"requests": request_, "limits": limit}
+    assert f"is more than resources.limits.{name}" in refusal({"resources": asked})
+    pod({"resources": asked | {"limits": {"memory": "8Gi"} | request_}})
+
+
 # -- the cache -------------------------------------------------------------------------------------------
 
 
@@ -147,6 +209,21 @@ def test_a_claim_outlives_the_release() -> None:
     assert claim["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
 
 
+def test_annotations_of_users_are_there_once_and_may_give_the_claim_to_the_release() -> None:
+    chosen = {"helm.sh/resource-policy": "delete", "team": "platform"}
+    values = {"cache": {"persistence": {"enabled": True, "annotations": chosen}}}
+    claim = one(render(values), "PersistentVolumeClaim", "basaran-models")
+    assert claim["metadata"]["annotations"] == chosen
+
+
+def test_no_annotation_of_a_pod_displaces_the_checksum() -> None:
+    name = "checksum/config"
+    ours = deployment({})["template"]["metadata"]["annotations"]
+    given = deployment({"podAnnotations": {name: "x", "a": "b"}})["template"]["metadata"]["annotations"]
+    assert given == ours | {"a": "b"}
+    assert name in ours
+
+
 @pytest.mark.parametrize(
     "pods_asked",
     [
@@ -163,6 +240,41 @@ def test_pods_that_cannot_share_their_claim_are_refused(pods_asked: dict) -> Non
 def test_a_claim_is_made_or_exists() -> None:
     message = refusal({"cache": {"existingClaim": "x", "persistence": {"enabled": True}}})
     assert "exclude each other" in message
+
+
+@pytest.mark.parametrize(
+    "path", ["/tmp", "/tmp/", "/dev", "/dev/shm", "/etc/basaran-ops", "/opt", "/.", "//"]
+)
+def test_models_hide_nothing_that_the_server_needs(path: str) -> None:
+    assert "would hide" in refusal({"cache": {"mountPath": path}})
+
+
+@pytest.mark.parametrize("path", ["models", "/a:b", "/a b", "/$(HOME)", ""])
+def test_a_path_that_no_mount_takes_is_refused(path: str) -> None:
+    assert "mountPath" in refusal({"cache": {"mountPath": path}})
+
+
+@pytest.mark.parametrize("path", ["/models", "/tmp/models", "/data/basaran_ops.v1", "/etc-models"])
+def test_models_may_be_anywhere_else(path: str) -> None:
+    assert {"name": "models", "mountPath": path} in server(pod({"cache": {"mountPath": path}}))[
+        "volumeMounts"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "added"),
+    [
+        *(("extraContainers", {"name": name, "image": "x"}) for name in ("server", "download")),
+        *(("initContainers", {"name": name, "image": "x"}) for name in ("server", "download")),
+        *(("extraVolumes", {"name": n}) for n in ("models", "tmp", "shm", "api-keys", "chat-template")),
+        *(
+            ("extraVolumeMounts", {"name": "x", "mountPath": path})
+            for path in ("/models", "/tmp/", "/dev/shm")
+        ),
+    ],
+)
+def test_what_is_added_displaces_nothing_of_the_chart_s(value: str, added: dict) -> None:
+    assert value in refusal({value: [added]})
 
 
 @pytest.mark.parametrize("name", ["", "org/model"])
@@ -246,6 +358,9 @@ def test_whatever_else_a_pod_needs_can_be_added() -> None:
         ("prose", {}, "prose-basaran-ops"),
         ("prose", {"nameOverride": "llm"}, "prose-llm"),
         ("prose", {"fullnameOverride": "exactly"}, "exactly"),
+        ("prose.v2", {}, "prose-v2-basaran-ops"),
+        ("basaran.v2", {}, "basaran-v2"),
+        ("2024", {"fullnameOverride": "y2024"}, "y2024"),
         # A pod's name has 17 characters more, and 63 at most.
         ("r" * 53, {}, "r" * 46),
     ],
@@ -253,6 +368,37 @@ def test_whatever_else_a_pod_needs_can_be_added() -> None:
 def test_names_follow_the_release(release: str, values: dict, name: str) -> None:
     (workload,) = [o for o in render(values, release=release) if o["kind"] == "Deployment"]
     assert workload["metadata"]["name"] == name
+
+
+@pytest.mark.parametrize("release", ["2024", "1-basaran"])
+def test_a_name_that_no_service_may_have_is_refused(release: str) -> None:
+    done = template({}, release=release)
+    assert "set fullnameOverride" in done.stderr
+    assert done.returncode != 0
+
+
+def test_the_chart_s_name_has_no_dots_in_names() -> None:
+    assert "nameOverride" in refusal({"nameOverride": "a.b"})
+
+
+@pytest.mark.parametrize("release", ["basaran", "r" * 53])
+def test_every_name_is_one_that_its_object_may_have(release: str) -> None:
+    for o in render(EVERYTHING, release=release):
+        assert re.fullmatch("[a-z]([-a-z0-9]{0,61}[a-z0-9])?", o["metadata"]["name"])
+
+
+def test_releases_with_names_that_begin_alike_do_not_meet() -> None:
+    first, second = (
+        {(o["kind"], o["metadata"]["name"]) for o in render(EVERYTHING, release=release)}
+        for release in ("basaran", "basaran-test")
+    )
+    assert first & second == set()
+
+
+def test_the_chart_s_own_test_runs_where_the_server_may() -> None:
+    asked = {"nodeSelector": {"pool": "gpu"}, "tolerations": [{"key": "gpu", "operator": "Exists"}]}
+    spec = one(render(asked), "Pod", "basaran-helm-test")["spec"]
+    assert {name: spec[name] for name in asked} == asked
 
 
 def test_labels_of_users_never_displace_those_that_select() -> None:

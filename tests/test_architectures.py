@@ -57,7 +57,8 @@ def test_an_architecture_generates_and_loads_from_disk(name: str, tmp_path: Path
     auto = AutoModelForSeq2SeqLM if architecture.encoder_decoder else AutoModelForCausalLM
     loaded = auto.from_pretrained(tmp_path)
     assert type(loaded) is type(model)
-    assert torch.equal(logits(loaded, prompts()[2]), expected)
+    # Not to the bit: where weights lie in memory decides how sums are split on some processors.
+    torch.testing.assert_close(logits(loaded, prompts()[2]), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_seed_is_a_model() -> None:

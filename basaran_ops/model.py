@@ -66,6 +66,9 @@ PARAMETERS = (
 SERVER_ONLY = ("host", "port", "server_", "management_", "log_", "engine_replicas", "engine_stall_timeout")
 """Beginnings of settings that mean nothing without a server."""
 
+_loading = threading.Lock()
+"""Held while an engine is made: a model's forward can be recorded at one place of the process at a time."""
+
 _open_pools: set[GenerationPool] = set()
 """Closed at exit: a thread inside torch must not outlive the interpreter."""
 
@@ -394,7 +397,9 @@ def _start(settings: Settings, model: stream_model.StreamModel, forgotten: Forgo
     """A pool with a loaded engine. Its threads know no LibraryModel, which can be let go while they run."""
 
     def load(progress: Callable[[str], None]) -> tuple[SteppingEngine, ModelInfo]:
-        return load_engine(resolve(settings, progress), settings)
+        checkpoint = resolve(settings, progress)
+        with _loading:
+            return load_engine(checkpoint, settings)
 
     pool = GenerationPool(
         [lambda: ThreadTransport(load)],

@@ -10,7 +10,6 @@ from __future__ import annotations
 import linecache
 import logging
 import operator
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,12 +57,11 @@ SMALL, LARGE = Sizes(7, 2), Sizes(257, 5)
 """Two recordings: what differs between them is what depends on the sizes. Far apart, so that thresholds lie
 between them, and such that no T - 1 or T // 2 is a multiple of the rows in both."""
 
-_recording = threading.Lock()
-"""The recorder has one place for its mode in the whole process."""
-
 
 def record(model: PreTrainedModel, attention: SlotAttention) -> CompiledForward:
     """Record, fuse and bind the forward of a model whose attention is `attention`.
+
+    One at a time in a process: the recorder has one place for its mode.
 
     Raises GraphUnfit where the forward depends on its input by more than the number of tokens and rows.
     """
@@ -91,7 +89,7 @@ def _recorded_at(sizes: Sizes, model: PreTrainedModel, attention: SlotAttention)
 
     # Fake tensors have no values: a forward that asks for one fails here rather than go one way for ever.
     recorder = make_fx(forward, tracing_mode="fake", pre_dispatch=True, _allow_non_fake_inputs=True)
-    with _recording, torch.no_grad(), attention.recorded(), _kept(model), _without_tracebacks():
+    with torch.no_grad(), attention.recorded(), _kept(model), _without_tracebacks():
         module: fx.GraphModule = recorder(ids, positions, rows)
     _forget_source(module)
     return module

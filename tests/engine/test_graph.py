@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -247,13 +246,6 @@ def test_weights_are_folded_beside_what_is_written_in_place() -> None:
     ids = torch.arange(5)[None]
     expected = model(ids, ids, False, ids[0]).logits
     assert torch.allclose(forward(ids, ids, ids[0]), expected)
-
-
-def test_models_that_load_at_the_same_time_are_all_recorded() -> None:
-    models = [tiny_model("llama") for _ in range(3)]
-    with ThreadPoolExecutor(3) as threads:
-        runners = list(threads.map(lambda model: PackedRunner(model, wish(), compiled=True), models))
-    assert all(runner._compiled is not None for runner in runners)
 
 
 def test_a_fused_operation_that_raises_leaves_the_model_packed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import gc
+import logging
 import os
 import signal
 import threading
@@ -341,3 +342,14 @@ def test_calls_leave_no_memory_behind(model: LibraryModel) -> None:
     for _ in range(3):
         many()
     assert memory() - before < 4 * 2**20
+
+
+def test_models_that_load_at_the_same_time_are_all_recorded(
+    long_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def load(_: int) -> None:
+        load_model(long_path, engine_slots=2, engine_context_length=64, engine_threads=1).close()
+
+    with caplog.at_level(logging.INFO), ThreadPoolExecutor(3) as threads:
+        list(threads.map(load, range(3)))
+    assert caplog.text.count("operations, recorded in") == 3

@@ -39,19 +39,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """
     x = x.contiguous()
     out = torch.empty_like(x)
-    width = x.shape[-1]
-    _kernels.rms_norm(
-        x.data_ptr(),
-        0,
-        weight.data_ptr(),
-        out.data_ptr(),
-        0,
-        x.numel() // width,
-        width,
-        _TYPES[x.dtype],
-        torch.get_num_threads(),
-        eps,
-    )
+    _norm(x, None, weight, out, None, eps)
     return out
 
 
@@ -61,20 +49,31 @@ def add_rms_norm(
     """The sum of x and residual, both [..., width], and its norm: (norm, sum)."""
     x, residual = x.contiguous(), residual.contiguous()
     out, total = torch.empty_like(x), torch.empty_like(x)
+    _norm(x, residual, weight, out, total, eps)
+    return out, total
+
+
+def _norm(
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    weight: torch.Tensor,
+    out: torch.Tensor,
+    total: torch.Tensor | None,
+    eps: float,
+) -> None:
     width = x.shape[-1]
     _kernels.rms_norm(
         x.data_ptr(),
-        residual.data_ptr(),
+        0 if residual is None else residual.data_ptr(),
         weight.data_ptr(),
         out.data_ptr(),
-        total.data_ptr(),
+        0 if total is None else total.data_ptr(),
         x.numel() // width,
         width,
         _TYPES[x.dtype],
         torch.get_num_threads(),
         eps,
     )
-    return out, total
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

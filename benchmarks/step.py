@@ -11,6 +11,7 @@ import argparse
 import statistics
 import sys
 import time
+from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ import torch
 from basaran_ops.checkpoint.resolve import resolve
 from basaran_ops.engine.attention import BoundAttention
 from basaran_ops.engine.engine import Engine
+from basaran_ops.engine.forward import PanelLinear, Program
 from basaran_ops.engine.linear import PackedLinear
 from basaran_ops.engine.loader import load_engine
 from basaran_ops.engine.packed_runner import PackedRunner
@@ -43,13 +45,11 @@ class Limits:
 
 
 def measure_limits(dtype: torch.dtype) -> Limits:
-    numbers = torch.ones(2**28 // dtype.itemsize, dtype=dtype)
+    numbers = torch.ones(2**28 // 4)
     left, right = torch.ones(1024, 2048, dtype=dtype), torch.ones(2048, 2048, dtype=dtype)
-    vector = torch.ones(1, 2**14, dtype=dtype)
-    matrix = numbers.view(-1, 2**14)
-    reading = _best(lambda: torch.nn.functional.linear(vector, matrix))
+    reading = _best(numbers.sum)
     multiplying = _best(lambda: left @ right)
-    return Limits(numbers.numel() * dtype.itemsize / reading, 2 * 1024 * 2048 * 2048 / multiplying)
+    return Limits(numbers.numel() * 4 / reading, 2 * 1024 * 2048 * 2048 / multiplying)
 
 
 def _best(work: Callable[[], Any]) -> float:
@@ -71,11 +71,25 @@ class Stopwatch:
         forward = runner._compiled
         if forward is None:
             raise SystemExit("the model's forward is not recorded")
+        self._programs = forward.programs
+        for program in self._programs:
+            program.profile = array("q", [0] * len(PARTS))
         forward._steps = [
-            step._replace(operation=self._timed(_part(step.operation), step.operation))
+            step
+            if isinstance(step.operation, Program)
+            else step._replace(operation=self._timed(_part(step.operation), step.operation))
             for step in forward._steps
         ]
         sampler.sample = self._timed("sampler", sampler.sample)  # type: ignore[method-assign]
+
+    def read(self) -> Counter[str]:
+        """Seconds by part up to now."""
+        seconds = self.seconds.copy()
+        for program in self._programs:
+            assert program.profile is not None
+            for part, nanoseconds in zip(PARTS, program.profile, strict=True):
+                seconds[part] += nanoseconds / 1e9
+        return seconds
 
     def _timed(self, part: str, operation: Callable[..., Any]) -> Callable[..., Any]:
         return partial(self._run, part, operation)
@@ -87,36 +101,42 @@ class Stopwatch:
         return result
 
 
+PARTS = ("small", "linear", "small", "attention", "small", "small", "small")
+"""Of each kind of operation of a compiled run."""
+
+
 def _part(operation: Callable[..., Any]) -> str:
-    if isinstance(operation, PackedLinear):
+    if isinstance(operation, (PackedLinear, PanelLinear)):
         return "linear"
     return "attention" if isinstance(operation, BoundAttention) else "small"
 
 
-def decode_steps(engine: Engine, streams: int, watch: Stopwatch | None = None) -> list[float]:
-    """Seconds of each step in which all streams decode; `watch` sees these alone."""
+def decode_steps(
+    engine: Engine, streams: int, watch: Stopwatch | None = None
+) -> tuple[list[float], Counter[str]]:
+    """Seconds of each step in which all streams decode, and of the parts of all of these together."""
     random = Random(streams)
     params = SamplingParams(max_tokens=STEPS + 2, temperature=0, ignore_eos=True)
     for number in range(streams):
         prompt = tuple(random.randrange(1000, 40000) for _ in range(PROMPT))
         engine.add(number, prompt, params, None)
     times = []
+    parts: Counter[str] = Counter()
     while engine.has_work:
+        before = watch.read() if watch else parts
         started = time.perf_counter()
-        before = Counter() if watch is None else watch.seconds.copy()
         engine.step()
         if engine.stats.batch_tokens == streams:
             times.append(time.perf_counter() - started)
-        elif watch is not None:
-            watch.seconds = before
-    return times
+            parts += watch.read() - before if watch else Counter()
+    return times, parts
 
 
 def weight_elements(runner: PackedRunner) -> int:
     """Numbers in linear layers, which every step reads."""
     forward = runner._compiled
     assert forward is not None
-    return sum(step.operation.elements for step in forward._steps if isinstance(step.operation, PackedLinear))
+    return sum(layer.elements for layer in forward.linears)
 
 
 def report(
@@ -168,12 +188,11 @@ def main(arguments: Sequence[str] = ()) -> None:
     runner = engine._runner
     assert isinstance(runner, PackedRunner)
     elements = weight_elements(runner)
-    plain = {count: decode_steps(engine, count) for count in streams}
+    plain = {count: decode_steps(engine, count)[0] for count in streams}
     watch = Stopwatch(engine)
     for count in streams:
-        watch.seconds.clear()
-        total = sum(decode_steps(engine, count, watch))
-        shares = {name: seconds / total for name, seconds in watch.seconds.items()}
+        times, parts = decode_steps(engine, count, watch)
+        shares = {name: seconds / sum(times) for name, seconds in parts.items()}
         print(report(count, plain[count], shares, limits, runner, elements), flush=True)
 
 

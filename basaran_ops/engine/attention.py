@@ -7,6 +7,7 @@ writes and attends.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -110,6 +111,15 @@ class StepPlan:
     def lengths(self) -> torch.Tensor:
         """Keys that each decode row sees, its own included: [R] int64."""
         return self._ids([chunk.end for chunk in self._batch.decoding])
+
+    @cached_property
+    def chunk_rows(self) -> array[int]:
+        """The first row and the number of rows of each prompt chunk, one after the other, as int64."""
+        rows, first = array("q"), self.decodes
+        for chunk in self.prefill:
+            rows.extend((first, chunk.length))
+            first += chunk.length
+        return rows
 
     @cached_property
     def longest(self) -> int:
@@ -229,7 +239,7 @@ class LayerCall:
 
     layer: int
     window: int | None
-    kernel: _Kernel
+    kernel: Kernel
 
 
 class SlotAttention:
@@ -277,7 +287,7 @@ class SlotAttention:
         scale = scaling if scaling is not None else query.shape[-1] ** -0.5
         layer = module.layer_idx
         assert isinstance(layer, int)
-        call = LayerCall(layer, sliding_window, _Kernel(scale, softcap, s_aux))
+        call = LayerCall(layer, sliding_window, Kernel(scale, softcap, s_aux))
         if self._recording:
             self._calls.append(call)
             return SLOT_ATTENTION(query, key, value, len(self._calls) - 1), None
@@ -323,10 +333,10 @@ class BoundAttention:
 
     def __init__(self, attention: SlotAttention, call: LayerCall) -> None:
         self._attend = attention.attend
-        self._call = call
+        self.call = call
 
     def __call__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        return self._attend(self._call, query, key, value)
+        return self._attend(self.call, query, key, value)
 
 
 def _attend_in_groups(
@@ -372,7 +382,7 @@ def _attend_to_chunks(
 
 
 @dataclass(frozen=True, slots=True)
-class _Kernel:
+class Kernel:
     """The arithmetic, with what the layer asks for: scale, logit soft-capping, attention sinks."""
 
     scale: float

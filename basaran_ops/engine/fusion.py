@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from . import kernels
+from . import forward, kernels
 from .attention import SLOT_ATTENTION, SlotAttention
+from .forward import PanelLinear
 from .linear import PackedLinear, packs
 
 aten = torch.ops.aten
@@ -35,6 +36,8 @@ def fuse(module: fx.GraphModule, attention: SlotAttention) -> None:
         _fuse_norms(module)
         _fuse_gates(graph)
     _pack_linears(module)
+    if forward.available:
+        forward.lower(module, attention)
     graph.eliminate_dead_code()
 
 
@@ -102,7 +105,7 @@ def _fold_constants(module: fx.GraphModule) -> None:
     """Compute once what depends on weights alone, such as 1 + weight of Gemma's norms."""
     graph = module.graph
     # What is computed once must not be, or be made of, what every pass writes to.
-    written = _behind([node for node in graph.nodes if _writes_in_place(node)])
+    written = _behind([node for node in graph.nodes if forward.writes(node)])
     for node in list(graph.nodes):
         if node.op != "call_function" or not isinstance(node.meta.get("val"), torch.Tensor):
             continue
@@ -127,10 +130,6 @@ def _behind(nodes: list[Node]) -> set[Node]:
                 found.add(source)
                 waiting.append(source)
     return found
-
-
-def _writes_in_place(node: Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable  # noqa: SLF001
 
 
 def _hold(module: fx.GraphModule, before: Node, value: torch.Tensor) -> Node:
@@ -207,7 +206,7 @@ def _follow_norm(module: fx.GraphModule, node: Node, x: torch.Tensor) -> tuple[t
         user = _only_user(node)
         if user is None:
             return None
-        if not _is(user, aten.to.dtype):
+        if not _is(user, aten.to.dtype, aten.type_as.default):
             others = [b for a, b in _operands(user, aten.mul.Tensor) if a is node]
             factor = _constant(module, others[0]) if others else None
             if weight is not None or factor is None or factor.shape != x.shape[-1:]:
@@ -290,11 +289,20 @@ def _fits_rotation(x: Node, cos: Node, sin: Node) -> bool:
 def _fuse_gates(graph: fx.Graph) -> None:
     for node in [node for node in graph.nodes if _is(node, aten.mul.Tensor)]:
         for active, up in _operands(node, aten.mul.Tensor):
-            if _is(active, aten.silu.default) and _fits_gate(active.args[0], up):
-                fused = _call(graph, node, kernels.silu_gate, active.args[0], up, like=node)
+            gate = _gate_by(active)
+            if gate is not None and _fits_gate(active.args[0], up):
+                fused = _call(graph, node, gate, active.args[0], up, like=node)
                 node.replace_all_uses_with(fused)
                 break
     graph.eliminate_dead_code()
+
+
+def _gate_by(active: Any) -> Any:
+    """The fused gate of an activation, if there is one."""
+    if _is(active, aten.silu.default):
+        return kernels.silu_gate
+    tanh = _is(active, aten.gelu.default) and active.kwargs.get("approximate") == "tanh"
+    return forward.gelu_gate if tanh and forward.available else None
 
 
 def _fits_gate(gate: Node, up: Any) -> bool:
@@ -319,7 +327,12 @@ def _pack_linears(module: fx.GraphModule) -> None:
     for (source, _), nodes in readers.items():
         weights = [_constant(module, node.args[1]) for node in nodes]
         biases = [_constant(module, node.args[2]) for node in nodes if len(node.args) > 2]
-        packed = PackedLinear(weights, biases)  # type: ignore[arg-type]  # _packable has seen them
+        layer = (
+            PanelLinear
+            if all(weight is not None and forward.takes(weight) for weight in weights)
+            else PackedLinear
+        )
+        packed = layer(weights, biases)  # type: ignore[arg-type]  # _packable has seen them
         whole = _call(graph, nodes[0], packed, source)
         if len(nodes) == 1:
             whole.meta["val"] = nodes[0].meta["val"]

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from . import fusion
 from .attention import SlotAttention
+from .forward import PanelLinear, Program
 from .linear import PackedLinear
 from .weights import first_line
 
@@ -228,7 +229,7 @@ class CompiledForward:
 
         A weight that an operation still reads, such as an embedding that is the head too, stays.
         """
-        linears = [step.operation for step in self._steps if isinstance(step.operation, PackedLinear)]
+        linears = self.linears
         packed = {weight.data_ptr() for linear in linears for weight in linear.weights}
         kept = {value.data_ptr() for value in self._registers if isinstance(value, torch.Tensor)}
         for parameter in model.parameters():
@@ -238,9 +239,25 @@ class CompiledForward:
             linear.weights = ()
 
     @property
+    def linears(self) -> list[PackedLinear | PanelLinear]:
+        """The linear layers that have weights of their own."""
+        found: list[PackedLinear | PanelLinear] = []
+        for step in self._steps:
+            if isinstance(step.operation, (PackedLinear, PanelLinear)):
+                found.append(step.operation)
+            elif isinstance(step.operation, Program):
+                found += step.operation.linears
+        return found
+
+    @property
+    def programs(self) -> list[Program]:
+        """The runs of operations that are one call each."""
+        return [step.operation for step in self._steps if isinstance(step.operation, Program)]
+
+    @property
     def size(self) -> int:
         """How many operations a pass is."""
-        return len(self._steps)
+        return len(self._steps) + sum(program.size - 1 for program in self.programs)
 
     # -- binding --------------------------------------------------------------------------------------
 

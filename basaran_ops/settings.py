@@ -74,6 +74,12 @@ class Settings(BaseModel):
     engine_token_budget: Positive = Field(
         512, description="Tokens of one step; a longer prompt is read in chunks."
     )
+    engine_prefill_stretch: float = Field(
+        2.5,
+        ge=1.1,
+        description="How many times longer a step may take for the prompts that it reads while streams run: "
+        "higher for throughput, lower for steady streams.",
+    )
     engine_prefix_cache: bool = Field(
         True, description="Keep what finished sequences computed, for prompts that begin alike."
     )

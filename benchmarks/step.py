@@ -177,6 +177,7 @@ def main(arguments: Sequence[str] = ()) -> None:
         engine_slots=max(streams),
         engine_context_length=512,
         engine_prefix_cache=False,
+        engine_prefill_stretch=1000,  # all prompts at once: the steps after them have all the rows
         model_dtype=options.dtype,
     )
     engine, info = load_engine(resolve(settings, print), settings)

@@ -385,11 +385,19 @@ INLINE __m128 sums_of(__m512 a, __m512 b, __m512 c, __m512 d) {
     return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
 }
 
-/* Scores [heads, BLOCK] of `count` keys; unscaled. */
+/* Asks for memory ahead of its use: a row's keys and values lie in pieces too short for the processor to
+ * foresee. A few lines at a time, among other work, since only so many can be on their way. */
+INLINE void fetch(const bf16 *from, int64_t count) {
+    for (int64_t i = 0; i < count; i += 32) _mm_prefetch((const char *)(from + i), _MM_HINT_T0);
+}
+
+/* Scores [heads, BLOCK] of `count` keys; unscaled. Meanwhile their values are fetched. */
 INLINE void block_scores(
-    const bf16 *query, const bf16 *keys, int64_t count, int64_t dim, const int heads, float *scores
+    const bf16 *query, const bf16 *keys, const bf16 *values, int64_t count, int64_t dim, int64_t value_dim,
+    const int heads, float *scores
 ) {
     for (int64_t key = 0; key < count; key += 4) {
+        fetch(values + key * value_dim, 4 * value_dim);
         __m512 acc[4][4];
         UNROLL for (int g = 0; g < heads; g++)
             UNROLL for (int k = 0; k < 4; k++) acc[g][k] = _mm512_setzero_ps();
@@ -445,10 +453,10 @@ INLINE float weigh(
 }
 
 /* state [heads, value_dim] = state * shrink + weights [heads, BLOCK] x values [count, value_dim]. Within 32
- * columns, those with bit 2 unset come first: see `column`. */
+ * columns, those with bit 2 unset come first: see `in_order`. */
 INLINE void block_values(
-    const bf16 *weights, const float *shrink, const bf16 *values, int64_t count, int64_t dim, const int heads,
-    float *state, int64_t state_stride
+    const bf16 *weights, const float *shrink, const bf16 *values, const bf16 *next_keys, int64_t count,
+    int64_t key_dim, int64_t dim, const int heads, float *state, int64_t state_stride
 ) {
     for (int64_t i = 0; i < dim; i += 32) {
         __m512 acc[4][2];
@@ -456,6 +464,7 @@ INLINE void block_values(
             UNROLL for (int h = 0; h < 2; h++)
                 acc[g][h] = _mm512_mul_ps(_mm512_loadu_ps(state + g * state_stride + i + 16 * h), _mm512_set1_ps(shrink[g]));
         for (int64_t key = 0; key < count; key += 2) {
+            if (i == 0) fetch(next_keys + key * key_dim, 2 * key_dim);
             __m512i one = _mm512_loadu_si512(values + key * dim + i);
             __m512i two = key + 1 < count ? _mm512_loadu_si512(values + (key + 1) * dim + i) : one;
             __m512bh low = (__m512bh)_mm512_unpacklo_epi16(one, two), high = (__m512bh)_mm512_unpackhi_epi16(one, two);
@@ -472,9 +481,6 @@ INLINE void block_values(
     }
 }
 
-/* Where block_values keeps a column. */
-static int64_t column(int64_t i) { return i - i % 32 + (i % 8 >= 4 ? 16 : 0) + i % 32 / 8 * 4 + i % 4; }
-
 INLINE void decode_heads(
     const struct attention *a, const bf16 *query, const bf16 *keys, const bf16 *values, int64_t first, int64_t begin,
     int64_t end, const int heads, float *state
@@ -485,24 +491,37 @@ INLINE void decode_heads(
     int64_t stride = a->value_dim + 2;
     for (int64_t block = first; block < end; block += BLOCK) {
         int64_t count = end - block < BLOCK ? end - block : BLOCK;
-        block_scores(query, keys + block * a->dim, count, a->dim, heads, scores);
+        const bf16 *value = values + block * a->value_dim;
+        block_scores(query, keys + block * a->dim, value, count, a->dim, a->value_dim, heads, scores);
         UNROLL for (int g = 0; g < heads; g++) {
             float *row = state + g * stride;
             shrink[g] = weigh(scores + g * BLOCK, begin - block, count, a, row + a->value_dim, row + a->value_dim + 1, weights + g * BLOCK);
         }
-        block_values(weights, shrink, values + block * a->value_dim, count, a->value_dim, heads, state, stride);
+        block_values(weights, shrink, value, keys + (block + BLOCK) * a->dim, count, a->dim, a->value_dim, heads, state, stride);
     }
 }
 
 /* One part of a decode row's keys, for the query heads that share a key head. */
-WIDE static void decode_part(const struct call *c, const struct attention *a, int64_t row, int64_t head, int64_t part, float *state) {
-    int64_t end = c->positions[row] + 1, begin = first_seen(a, c->positions[row]);
-    int64_t first = begin - begin % BLOCK + part * PART * BLOCK, stride = a->value_dim + 2;
-    if (first >= end) return;
-    if (end > first + PART * BLOCK) end = first + PART * BLOCK;
-    int64_t cached = (c->slots[row] * a->kv_heads + head) * a->max_length;
-    const bf16 *keys = a->keys + cached * a->dim, *values = a->values + cached * a->value_dim;
-    const bf16 *query = a->query.base + row * a->query.stride + head * a->group * a->dim;
+struct part {
+    int64_t row, head, first, end; /* keys [first, end) */
+    const bf16 *keys, *values;     /* of position 0 */
+};
+
+static struct part part_of(const struct call *c, const struct attention *a, int64_t item, int64_t most_parts) {
+    struct part p = {.row = item / most_parts / a->kv_heads, .head = item / most_parts % a->kv_heads};
+    int64_t position = c->positions[p.row], begin = first_seen(a, position);
+    int64_t cached = (c->slots[p.row] * a->kv_heads + p.head) * a->max_length;
+    p.first = begin - begin % BLOCK + item % most_parts * PART * BLOCK;
+    p.end = position + 1 > p.first + PART * BLOCK ? p.first + PART * BLOCK : position + 1;
+    p.keys = a->keys + cached * a->dim;
+    p.values = a->values + cached * a->value_dim;
+    return p;
+}
+
+WIDE static void decode_part(const struct call *c, const struct attention *a, const struct part *p, float *state) {
+    int64_t begin = first_seen(a, c->positions[p->row]), stride = a->value_dim + 2;
+    if (p->first >= p->end) return;
+    const bf16 *query = a->query.base + p->row * a->query.stride + p->head * a->group * a->dim;
     for (int64_t g = 0; g < a->group; g++) {
         memset(state + g * stride, 0, a->value_dim * sizeof(float));
         state[g * stride + a->value_dim] = -INFINITY;
@@ -512,16 +531,24 @@ WIDE static void decode_part(const struct call *c, const struct attention *a, in
         const bf16 *q = query + g * a->dim;
         float *s = state + g * stride;
         switch (a->group - g) {
-        case 1: decode_heads(a, q, keys, values, first, begin, end, 1, s); break;
-        case 2: decode_heads(a, q, keys, values, first, begin, end, 2, s); break;
-        case 3: decode_heads(a, q, keys, values, first, begin, end, 3, s); break;
-        default: decode_heads(a, q, keys, values, first, begin, end, 4, s);
+        case 1: decode_heads(a, q, p->keys, p->values, p->first, begin, p->end, 1, s); break;
+        case 2: decode_heads(a, q, p->keys, p->values, p->first, begin, p->end, 2, s); break;
+        case 3: decode_heads(a, q, p->keys, p->values, p->first, begin, p->end, 3, s); break;
+        default: decode_heads(a, q, p->keys, p->values, p->first, begin, p->end, 4, s);
         }
     }
 }
 
+/* Columns [32] as block_values keeps them, in their order. */
+INLINE void in_order(__m512 *low, __m512 *high) {
+    const __m512i first = _mm512_set_epi32(23, 22, 21, 20, 7, 6, 5, 4, 19, 18, 17, 16, 3, 2, 1, 0);
+    __m512 front = _mm512_permutex2var_ps(*low, first, *high);
+    *high = _mm512_permutex2var_ps(*low, _mm512_add_epi32(first, _mm512_set1_epi32(8)), *high);
+    *low = front;
+}
+
 /* A row's parts of one key head, [parts, group, value_dim + 2], into its output. */
-static void join_parts(const struct attention *a, int64_t row, int64_t head, int64_t parts, const float *state) {
+WIDE static void join_parts(const struct attention *a, int64_t row, int64_t head, int64_t parts, const float *state) {
     int64_t stride = a->value_dim + 2;
     for (int64_t g = 0; g < a->group; g++) {
         int64_t query_head = head * a->group + g;
@@ -537,13 +564,17 @@ static void join_parts(const struct attention *a, int64_t row, int64_t head, int
             total += s[a->value_dim + 1] * shares[p];
         }
         bf16 *out = a->out.base + row * a->out.stride + query_head * a->value_dim;
-        for (int64_t i = 0; i < a->value_dim; i++) {
-            float sum = 0;
-            for (int64_t p = 0; p < parts; p++) sum += state[(p * a->group + g) * stride + column(i)] * shares[p];
-            sum /= total;
-            uint32_t bits;
-            memcpy(&bits, &sum, 4);
-            out[i] = (bf16)((sum != sum ? bits | 0x400000 : bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+        for (int64_t i = 0; i < a->value_dim; i += 32) {
+            __m512 low = _mm512_setzero_ps(), high = low;
+            for (int64_t p = 0; p < parts; p++) {
+                const float *s = state + (p * a->group + g) * stride + i;
+                __m512 share = _mm512_set1_ps(shares[p] / total);
+                low = _mm512_fmadd_ps(share, _mm512_loadu_ps(s), low);
+                high = _mm512_fmadd_ps(share, _mm512_loadu_ps(s + 16), high);
+            }
+            in_order(&low, &high);
+            store16(out + i, low);
+            store16(out + i + 16, high);
         }
     }
 }
@@ -673,6 +704,20 @@ struct workspace {
 
 static int64_t tokens_of_tile(const struct attention *a) { return QUERIES / a->group > 0 ? QUERIES / a->group : 1; }
 
+/* A tile of a chunk, for one key head. */
+static void attend_item(const struct call *c, const struct attention *a, int64_t item, struct scratch *scratch) {
+    int64_t tile = tokens_of_tile(a);
+    for (int64_t i = 0; i < c->chunk_count; i++) {
+        int64_t length = c->chunks[2 * i + 1], items = (length + tile - 1) / tile * a->kv_heads;
+        if (item < items) {
+            int64_t first = item / a->kv_heads * tile;
+            attend_tile(c, a, c->chunks[2 * i] + first, length - first < tile ? length - first : tile, item % a->kv_heads, scratch);
+            return;
+        }
+        item -= items;
+    }
+}
+
 static void attend(const struct call *c, const struct op *op, struct workspace *w, int thread, atomic_long *next) {
     struct attention a = attention(c, op);
     int64_t stride = a.group * (a.value_dim + 2), decode_items = c->decodes * a.kv_heads * w->most_parts;
@@ -683,18 +728,9 @@ static void attend(const struct call *c, const struct op *op, struct workspace *
         int64_t item = items - 1 - atomic_fetch_add_explicit(next, 1, memory_order_relaxed);
         if (item < 0) return;
         if (item < decode_items) {
-            int64_t part = item % w->most_parts, head = item / w->most_parts % a.kv_heads;
-            decode_part(c, &a, item / w->most_parts / a.kv_heads, head, part, w->parts + item * stride);
-            continue;
-        }
-        item -= decode_items;
-        for (int64_t i = 0; i < c->chunk_count; i++) {
-            int64_t tiles = (c->chunks[2 * i + 1] + tile - 1) / tile;
-            if (item >= tiles * a.kv_heads) { item -= tiles * a.kv_heads; continue; }
-            int64_t first = item / a.kv_heads * tile, left = c->chunks[2 * i + 1] - first;
-            attend_tile(c, &a, c->chunks[2 * i] + first, left < tile ? left : tile, item % a.kv_heads, w->scratch + thread);
-            break;
-        }
+            struct part part = part_of(c, &a, item, w->most_parts);
+            decode_part(c, &a, &part, w->parts + item * stride);
+        } else attend_item(c, &a, item - decode_items, w->scratch + thread);
     }
 }
 

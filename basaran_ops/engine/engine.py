@@ -91,11 +91,13 @@ class Engine:
             if not is_out_of_memory(error):
                 raise
             outputs = self._give_up(batch)
+        duration = time.monotonic() - started
+        self._scheduler.observe(batch, duration)
         self._tell(
             step=self.stats.step + 1,
             batch_size=len(batch.chunks),
             batch_tokens=batch.num_tokens,
-            duration=time.monotonic() - started,
+            duration=duration,
         )
         return outputs
 

@@ -232,6 +232,10 @@ class _Run:
         self._places: list[_Place] = []
         self._operations: list[_Operation] = []
         self._kept: list[Any] = []
+        ids, _, rows = (node for node in module.graph.nodes if node.op == "placeholder")
+        self._wanted = rows
+        self._lengths = {ids.meta["val"].shape[1]: False, rows.meta["val"].shape[0]: True}
+        """Whether a matrix of so many rows has one for each wanted row of logits, in the recording."""
         self._lowerings: dict[Any, Callable[[Node], bool]] = {
             kernels.rms_norm: self._norm,
             kernels.add_rms_norm: self._add_norm,
@@ -298,7 +302,10 @@ class _Run:
             return None
         if example.dtype != torch.bfloat16 or example.dim() != 3 or example.shape[0] != 1:
             return None
-        matrix = self._new(example.shape[2], tuple(example.shape), external=True)
+        if example.shape[1] not in self._lengths:
+            return None
+        of_rows = self._lengths[example.shape[1]]
+        matrix = self._new(example.shape[2], tuple(example.shape), of_rows=of_rows, external=True)
         self.values[node] = matrix
         self.externals.append(node)
         return matrix
@@ -448,9 +455,9 @@ class _Run:
 
     def _gate(self, node: Node, activation: int) -> bool:
         gate, up = (self.values.get(argument) for argument in node.args)
-        if not isinstance(gate, _Matrix) or not isinstance(up, _Matrix) or gate.of_rows:
+        if not isinstance(gate, _Matrix) or not isinstance(up, _Matrix):
             return False
-        out = self.values[node] = self._new(gate.width, gate.shape)
+        out = self.values[node] = self._new(gate.width, gate.shape, of_rows=gate.of_rows)
         return self._emit(GATE, (gate, up), (out,), gate.width, activation)
 
     def _add(self, node: Node) -> bool:
@@ -468,8 +475,7 @@ class _Run:
         x = self.values.get(source)
         if not isinstance(x, _Matrix) or len(x.shape) != 3 or len(indices) != 2 or indices[0] is not None:
             return False
-        rows = next(n for n in node.graph.nodes if n.op == "placeholder" and n.name.startswith("rows"))
-        if indices[1] is not rows or x.of_rows:
+        if indices[1] is not self._wanted or x.of_rows:
             return False
         out = self.values[node] = self._new(x.width, tuple(node.meta["val"].shape), of_rows=True)
         return self._emit(ROWS, (x,), (out,), x.width)
@@ -577,7 +583,7 @@ class Program:
         """Inputs [1, T, width], bfloat16 -> what the run's results are in the graph."""
         plan = self._attention.plan
         assert plan is not None
-        tokens, rows = inputs[0].shape[1], len(plan.logit_rows)
+        tokens, rows = len(plan.write_slots), len(plan.logit_rows)
         held = [x.contiguous() for x in inputs]
         made = [
             torch.empty(

@@ -36,6 +36,7 @@ def fuse(module: fx.GraphModule, attention: SlotAttention) -> None:
         _fuse_norms(module)
         _fuse_gates(graph)
     _pack_linears(module)
+    _pick_rows_early(graph)
     if forward.available:
         forward.lower(module, attention)
     graph.eliminate_dead_code()
@@ -352,3 +353,64 @@ def _packable(module: fx.GraphModule, node: Node) -> bool:
         and not node.kwargs
         and all(c is not None and packs(c) and c.dtype == _value(source).dtype for c in constants)
     )
+
+
+# -- wanted rows -----------------------------------------------------------------------------------------
+
+ROW_WISE = (kernels.rms_norm, kernels.add_rms_norm, kernels.silu_gate, forward.gelu_gate, operator.getitem)
+"""Functions that compute each token's row of a result from its rows of the arguments alone."""
+
+
+def _pick_rows_early(graph: fx.Graph) -> None:
+    """Compute the last layer's feed-forward network, and what follows it, for wanted rows alone."""
+    rows = next(node for node in graph.nodes if node.op == "placeholder" and node.name.startswith("rows"))
+    for pick in [node for node in graph.nodes if _picks(node, rows)]:
+        if late := _only_for(pick):
+            _move_ahead(pick, rows, late)
+    graph.eliminate_dead_code()
+
+
+def _move_ahead(pick: Node, rows: Node, late: list[Node]) -> None:
+    """Pick from what the nodes `late`, in order, read, instead of from what they make."""
+    graph = pick.graph
+    picked: dict[Node, Node] = {}
+
+    def seen(like: Node) -> torch.Tensor:
+        return _value(like)[:, : _value(pick).shape[1]]
+
+    for node in late:
+        for source in node.all_input_nodes:
+            if source not in picked and source.op == "call_function":
+                early = picked[source] = _call(graph, node, aten.index.Tensor, source, [None, rows])
+                early.meta["val"] = seen(source)
+        with graph.inserting_before(node):
+            copy = picked[node] = graph.node_copy(node, lambda source: picked.get(source, source))
+        if isinstance(node.meta.get("val"), torch.Tensor):
+            copy.meta["val"] = seen(node)
+    pick.replace_all_uses_with(picked[pick.args[0]])
+
+
+def _picks(node: Node, rows: Node) -> bool:
+    if not _is(node, aten.index.Tensor) or _value(node).dim() != 3:
+        return False
+    return list(node.args[1]) == [None, rows]
+
+
+def _only_for(pick: Node) -> list[Node]:
+    """The nodes, in order, that work row by row and whose results nothing else reads."""
+    found: list[Node] = []
+    for node in reversed(list(pick.graph.nodes)):
+        if node.users and all(user is pick or user in found for user in node.users) and _is_row_wise(node):
+            found.append(node)
+    # Of a tuple that others read too, its part is what is picked from.
+    return [node for node in found[::-1] if node.target is not operator.getitem or node.args[0] in found]
+
+
+def _is_row_wise(node: Node) -> bool:
+    target = node.target
+    if node.op != "call_function" or _value(node).dim() not in (0, 1, 3):
+        return False
+    if isinstance(getattr(target, "__self__", target), (PackedLinear, PanelLinear)):
+        return True
+    sums = _is(node, aten.add.Tensor) and all(_value(a).dim() == 3 for a in node.args)
+    return target in ROW_WISE or sums

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .pace import Pace
 from .prefix_cache import PrefixCache
 from .scheduler import SCORED_TOKENS, Scheduler, next_chunk
 from .sequence import Batch, Sequence
@@ -11,14 +12,15 @@ from .sequence import Batch, Sequence
 
 class PackedScheduler(Scheduler):
     """Within a token budget per step. Every running sequence that decodes takes part in every step. What is
-    left of the budget goes to prompts, in order of arrival, in chunks: a long prompt never stalls the running
-    streams for longer than a step of `token_budget` tokens.
+    left of the budget goes to prompts, in order of arrival, in chunks. While streams run, a step reads as
+    much as makes it `stretch` times longer for one prompt: it slows streams down and never stalls them.
 
     A step is of one adapter; those that running sequences have take turns, a step each.
     """
 
-    def __init__(self, *, prefix_cache: bool = True, **limits: Any) -> None:
+    def __init__(self, *, prefix_cache: bool = True, stretch: float = 2.5, **limits: Any) -> None:
         super().__init__(**limits)
+        self._pace = Pace(stretch)
         self.cache = PrefixCache(self.slots, enabled=prefix_cache)
         self._turns: list[str | None] = []
         """Adapters, the one whose last step is the longest ago first."""
@@ -41,17 +43,25 @@ class PackedScheduler(Scheduler):
         sequences = [sequence for sequence in self.running.values() if sequence.adapter == adapter]
         decoding = [next_chunk(sequence, 1) for sequence in sequences if sequence.num_pending == 1]
         prefill = []
-        budget = self.token_budget - len(decoding)
+        reading = [sequence for sequence in sequences if sequence.num_pending > 1]
+        # Each of many that wait may slow the streams down: slots without a stream are worth more than a few
+        # streams at their best.
+        most = self.token_budget - len(decoding)
+        budget = self._pace.prompt_tokens(len(decoding), most, prompts=len(reading))
         scores = SCORED_TOKENS
-        for sequence in sequences:
+        for sequence in reading:
             room = min(budget, scores) if sequence.scores_prompt else budget
-            if sequence.num_pending > 1 and room > 0 and self.cache.catch_up(sequence):
+            if room > 0 and self.cache.catch_up(sequence):
                 chunk = next_chunk(sequence, min(sequence.num_pending, room))
                 budget -= chunk.length
                 scores -= chunk.length if chunk.scored else 0
                 prefill.append(chunk)
         decoding.sort(key=lambda chunk: chunk.slot)
         return Batch(tuple(decoding), tuple(prefill), self.cache.take_copies())
+
+    def observe(self, batch: Batch, seconds: float) -> None:
+        if not batch.copies:
+            self._pace.observe(len(batch.decoding), sum(chunk.length for chunk in batch.prefill), seconds)
 
     def _next_adapter(self) -> str | None:
         in_use = dict.fromkeys(sequence.adapter for sequence in self.running.values())

@@ -65,7 +65,9 @@ def make_scheduler(runner: ModelRunner, settings: Settings, eos_token_ids: froze
     }
     if isinstance(runner, PaddedRunner):
         return CohortScheduler(abilities=runner.abilities, **limits)
-    return PackedScheduler(prefix_cache=settings.engine_prefix_cache, **limits)
+    return PackedScheduler(
+        prefix_cache=settings.engine_prefix_cache, stretch=settings.engine_prefill_stretch, **limits
+    )
 
 
 def _model_length(config: PreTrainedConfig) -> int | None:

@@ -91,6 +91,9 @@ class Scheduler(ABC):
     def schedule(self) -> Batch:
         """Admit what fits and pick the next step's chunks. Never empty while there is work."""
 
+    def observe(self, batch: Batch, seconds: float) -> None:  # noqa: B027 - not everyone wants to know
+        """Learn how long a finished step took."""
+
     def update(
         self, batch: Batch, sampled: Seq[int], scores: Mapping[int, Scores] = MappingProxyType({})
     ) -> list[SequenceOutput]:

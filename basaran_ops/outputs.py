@@ -60,6 +60,10 @@ class EngineStats:
     """Prompt tokens looked for in what earlier sequences computed, since the engine started."""
     prefix_hits: int = 0
     """Of those, tokens that were found."""
+    drafted_tokens: int = 0
+    """Tokens that were guessed and checked, since the engine started."""
+    accepted_tokens: int = 0
+    """Of those, tokens that came true."""
     out_of_memory: int = 0
     """Times that the device had no memory left for a step, since the engine started."""
     memory_used: int = 0

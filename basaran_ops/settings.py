@@ -83,6 +83,11 @@ class Settings(BaseModel):
     engine_prefix_cache: bool = Field(
         True, description="Keep what finished sequences computed, for prompts that begin alike."
     )
+    engine_speculate: bool = Field(
+        True,
+        description="Guess what greedy sequences say next from what they have said, where few run, and check "
+        "it in the same step: the same tokens, several a step.",
+    )
     engine_runner: Literal["auto", "packed", "padded"] = Field(
         "auto",
         description="How the model is run. auto: packed, which is faster, where the model's own logits come "

@@ -88,6 +88,9 @@ class StepPlan:
         self._dtype = dtype
         self.decodes = len(batch.decoding)
         """Decode rows; they come first."""
+        self.single = self.decodes + sum(chunk.length for chunk in batch.checking)
+        """Rows that a compiled kernel attends one by one: those, and drafts, each after those before it."""
+        self.checking = batch.checking
         self.prefill = batch.prefill
         self.write_slots = self._ids([c.slot for c in batch.chunks for _ in range(c.length)])
         self.write_positions = self._ids([p for c in batch.chunks for p in range(c.start, c.end)])
@@ -109,13 +112,13 @@ class StepPlan:
 
     @cached_property
     def lengths(self) -> torch.Tensor:
-        """Keys that each decode row sees, its own included: [R] int64."""
-        return self._ids([chunk.end for chunk in self._batch.decoding])
+        """Keys that each of the `single` rows sees, its own included: [R] int64."""
+        return self.write_positions[: self.single] + 1
 
     @cached_property
     def chunk_rows(self) -> array[int]:
         """The first row and the number of rows of each prompt chunk, one after the other, as int64."""
-        rows, first = array("q"), self.decodes
+        rows, first = array("q"), self.single
         for chunk in self.prefill:
             rows.extend((first, chunk.length))
             first += chunk.length
@@ -124,7 +127,7 @@ class StepPlan:
     @cached_property
     def longest(self) -> int:
         """The largest of `lengths`."""
-        return max(chunk.end for chunk in self._batch.decoding)
+        return max(chunk.end for chunk in self._batch.decoding + self.checking)
 
     @cached_property
     def _gathers(self) -> list[tuple[torch.Tensor, torch.Tensor] | None]:
@@ -149,9 +152,12 @@ class StepPlan:
         return self._decode_masks[window]
 
     def prefill_masks(self, window: int | None) -> list[torch.Tensor | None]:
-        """One additive mask a prompt chunk, [length, end - first_key]; None for plain causal from 0."""
+        """One additive mask for each chunk of `checking` and `prefill`, [length, end - first_key]; None for
+        plain causal from 0.
+        """
         if window not in self._prefill_masks:
-            self._prefill_masks[window] = [self._prefill_mask(chunk, window) for chunk in self.prefill]
+            chunks = self.checking + self.prefill
+            self._prefill_masks[window] = [self._prefill_mask(chunk, window) for chunk in chunks]
         return self._prefill_masks[window]
 
     def _gather(self, group: DecodeGroup) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -315,14 +321,16 @@ class SlotAttention:
         keys, values = self.cache.keys[call.layer], self.cache.values[call.layer]
         _, heads, tokens, _ = query.shape
         output = query.new_empty(1, tokens, heads, values.shape[-1])
-        if plan.decodes:
-            rows = query[0].transpose(0, 1)[: plan.decodes]
-            if call.kernel.is_native(query, keys, values):
+        native = call.kernel.is_native(query, keys, values)
+        single = plan.single if native else plan.decodes
+        if single:
+            rows = query[0].transpose(0, 1)[:single]
+            if native:
                 call.kernel.decode_slots(rows, keys, values, plan, output[0], call.window)
             else:
                 _attend_in_groups(call, plan, rows, keys, values, output[0])
-        if plan.prefill:
-            _attend_to_chunks(call, plan, query, keys, values, output[0])
+        if single < tokens:
+            _attend_to_chunks(call, plan, single, query, keys, values, output[0])
         return output
 
 
@@ -363,14 +371,19 @@ def _attend_in_groups(
 def _attend_to_chunks(
     call: LayerCall,
     plan: StepPlan,
+    row: int,
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
     output: torch.Tensor,
 ) -> None:
-    """Prompt chunks of query [1, heads, T, dim], one after the other, into output [T, heads, value_dim]."""
-    row = plan.decodes
-    for chunk, mask in zip(plan.prefill, plan.prefill_masks(call.window), strict=True):
+    """Chunks of query [1, heads, T, dim] from `row` on, one after the other, into output
+    [T, heads, value_dim].
+    """
+    chunks = plan.checking + plan.prefill
+    skipped = len(chunks) - len(plan.prefill) if row == plan.single else 0
+    masks = plan.prefill_masks(call.window)
+    for chunk, mask in zip(chunks[skipped:], masks[skipped:], strict=True):
         seen = (
             slice(chunk.slot, chunk.slot + 1),
             slice(None),

@@ -14,7 +14,7 @@ from ..outputs import EngineStats, SequenceOutput
 from ..sampling_params import SamplingParams
 from .adapters import Adapters
 from .constraints import Constraints
-from .logprobs import sampling_rows, score
+from .logprobs import accepted, sampling_rows, score
 from .memory import NO_MEMORY, MemoryUse, free_unused, is_out_of_memory
 from .runner import ModelRunner
 from .sampler import Sampler
@@ -108,7 +108,8 @@ class Engine:
         rows = sampling_rows(batch, logits)
         spoiled = self._spoiled(batch, rows) if self._runner.may_overflow else []
         tokens = self._sampler.sample(rows, [c.sequence for c in batch.sampling])
-        outputs = self._scheduler.update(batch, tokens, score(batch, logits, tokens))
+        scores, further = score(batch, logits, tokens), accepted(batch, logits, tokens)
+        outputs = self._scheduler.update(batch, tokens, scores, further)
         return self._give_up_on_numbers(spoiled, outputs) if spoiled else outputs
 
     def _spoiled(self, batch: Batch, rows: torch.Tensor) -> list[Chunk]:
@@ -162,5 +163,7 @@ class Engine:
             cached_tokens=self._scheduler.cached_tokens,
             prefix_queries=self._scheduler.prefix_queries,
             prefix_hits=self._scheduler.prefix_hits,
+            drafted_tokens=self._scheduler.drafted_tokens,
+            accepted_tokens=self._scheduler.accepted_tokens,
             **changes,
         )

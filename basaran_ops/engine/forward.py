@@ -601,7 +601,7 @@ class Program:
             places,
             tokens,
             rows,
-            plan.decodes,
+            plan.single,
             plan.write_slots.data_ptr(),
             plan.write_positions.data_ptr(),
             chunks.buffer_info()[0],

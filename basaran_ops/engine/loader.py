@@ -36,8 +36,8 @@ def load_engine(checkpoint: Checkpoint, settings: Settings) -> tuple[Engine, Mod
     fraction = _kv_fraction(settings, device)
     runner = choose_runner(model, settings, fraction, changes=changes, exclusive=not changes)
     eos = frozenset(token for token in _eos_token_ids(model) if 0 <= token < runner.output_size)
-    scheduler = make_scheduler(runner, settings, eos)
     constraints = Constraints(model.generation_config, eos, decoder_start(model), runner.output_size)
+    scheduler = make_scheduler(runner, settings, eos, constrained=constraints.active)
     info = ModelInfo(
         tokenizer_path=str(checkpoint.tokenizer_path),
         context_length=runner.context_length,

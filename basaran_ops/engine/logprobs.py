@@ -30,12 +30,33 @@ def sampling_rows(batch: Batch, logits: torch.Tensor) -> torch.Tensor:
     for chunk in batch.chunks:
         end += chunk.logit_rows
         if chunk.samples:
-            rows.append(end - 1)
+            rows.append(end - 1 - len(chunk.drafts))
     return (
         logits
         if len(rows) == len(logits)
         else logits[torch.tensor(rows, device=logits.device, dtype=torch.long)]
     )
+
+
+def accepted(batch: Batch, logits: torch.Tensor, tokens: Seq[int]) -> dict[int, list[int]]:
+    """What follows the tokens drawn for sequences whose drafts came true, by sequence id: as the row of each
+    right draft predicts.
+    """
+    if not batch.checking:
+        return {}
+    drawn = dict(zip((chunk.sequence.id for chunk in batch.sampling), tokens, strict=True))
+    row = sum(chunk.logit_rows for chunk in batch.decoding)
+    predicted = logits[row : row + sum(chunk.length for chunk in batch.checking)].argmax(dim=-1).tolist()
+    found: dict[int, list[int]] = {}
+    for chunk in batch.checking:
+        token, own = drawn[chunk.sequence.id], predicted[1 : chunk.length]
+        del predicted[: chunk.length]
+        found[chunk.sequence.id] = []
+        for draft, following in zip(chunk.drafts, own, strict=True):
+            if draft != token:
+                break
+            found[chunk.sequence.id].append(token := following)
+    return found
 
 
 def score(batch: Batch, logits: torch.Tensor, tokens: Seq[int]) -> dict[int, Scores]:

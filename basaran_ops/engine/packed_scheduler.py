@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+from .drafts import MOST_ROWS, may_speculate, room_for_drafts
 from .pace import Pace
 from .prefix_cache import PrefixCache
 from .scheduler import SCORED_TOKENS, Scheduler, next_chunk
-from .sequence import Batch, Sequence
+from .sequence import Batch, Chunk, Sequence
 
 
 class PackedScheduler(Scheduler):
@@ -15,11 +17,16 @@ class PackedScheduler(Scheduler):
     left of the budget goes to prompts, in order of arrival, in chunks. While streams run, a step reads as
     much as makes it `stretch` times longer for one prompt: it slows streams down and never stalls them.
 
+    Where few streams run, what greedy ones say next is guessed and checked in the same step.
+
     A step is of one adapter; those that running sequences have take turns, a step each.
     """
 
-    def __init__(self, *, prefix_cache: bool = True, stretch: float = 2.5, **limits: Any) -> None:
+    def __init__(
+        self, *, prefix_cache: bool = True, stretch: float = 2.5, speculates: bool = False, **limits: Any
+    ) -> None:
         super().__init__(**limits)
+        self._speculates = speculates
         self._pace = Pace(stretch)
         self.cache = PrefixCache(self.slots, enabled=prefix_cache)
         self._turns: list[str | None] = []
@@ -56,12 +63,31 @@ class PackedScheduler(Scheduler):
                 budget -= chunk.length
                 scores -= chunk.length if chunk.scored else 0
                 prefill.append(chunk)
+        checking = [] if prefill else self._drafts(decoding)
+        decoding = [chunk for chunk in decoding if all(c.sequence is not chunk.sequence for c in checking)]
         decoding.sort(key=lambda chunk: chunk.slot)
-        return Batch(tuple(decoding), tuple(prefill), self.cache.take_copies())
+        copies = self.cache.take_copies()
+        return Batch(tuple(decoding), tuple(prefill), copies, checking=tuple(checking))
+
+    def _drafts(self, decoding: list[Chunk]) -> list[Chunk]:
+        """Chunks with drafts in the place of some that decode, as long as a step's rows are few."""
+        room = MOST_ROWS - len(decoding)
+        if not self._speculates or room <= 0:
+            return []
+        found = []
+        guessed = [chunk for chunk in decoding if may_speculate(chunk.sequence)]
+        for left, chunk in zip(range(len(guessed), 0, -1), guessed, strict=True):
+            sequence = chunk.sequence
+            most = min(-(-room // left), room_for_drafts(sequence, self.context_length))
+            if most > 0 and (drafts := sequence.lookup.draft(sequence.tokens, most)):
+                room -= len(drafts)
+                found.append(replace(chunk, length=1 + len(drafts), drafts=drafts))
+        return found
 
     def observe(self, batch: Batch, seconds: float) -> None:
         if not batch.copies:
-            self._pace.observe(len(batch.decoding), sum(chunk.length for chunk in batch.prefill), seconds)
+            rows = sum(chunk.length for chunk in batch.decoding + batch.checking)
+            self._pace.observe(rows, sum(chunk.length for chunk in batch.prefill), seconds)
 
     def _next_adapter(self) -> str | None:
         in_use = dict.fromkeys(sequence.adapter for sequence in self.running.values())

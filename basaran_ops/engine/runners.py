@@ -54,8 +54,10 @@ def choose_runner(
     return PaddedRunner(model, wish, _length(config, ("max_decoder_position_embeddings",)))
 
 
-def make_scheduler(runner: ModelRunner, settings: Settings, eos_token_ids: frozenset[int]) -> Scheduler:
-    """The scheduler whose batches this runner takes."""
+def make_scheduler(
+    runner: ModelRunner, settings: Settings, eos_token_ids: frozenset[int], *, constrained: bool = False
+) -> Scheduler:
+    """The scheduler whose batches this runner takes. `constrained`: the generation config changes logits."""
     limits: dict[str, Any] = {
         "slots": settings.engine_slots,
         "token_budget": settings.engine_token_budget,
@@ -66,7 +68,10 @@ def make_scheduler(runner: ModelRunner, settings: Settings, eos_token_ids: froze
     if isinstance(runner, PaddedRunner):
         return CohortScheduler(abilities=runner.abilities, **limits)
     return PackedScheduler(
-        prefix_cache=settings.engine_prefix_cache, stretch=settings.engine_prefill_stretch, **limits
+        prefix_cache=settings.engine_prefix_cache,
+        stretch=settings.engine_prefill_stretch,
+        speculates=settings.engine_speculate and not constrained,
+        **limits,
     )
 
 

@@ -46,6 +46,10 @@ class Scheduler(ABC):
         self.context_length = context_length
         self.completion_length = completion_length
         self.eos_token_ids = frozenset(eos_token_ids)
+        self.drafted_tokens = 0
+        """Tokens that were guessed and checked."""
+        self.accepted_tokens = 0
+        """Of those, tokens that came true."""
         self.waiting: deque[Sequence] = deque()
         self.running: dict[int, Sequence] = {}
 
@@ -95,27 +99,52 @@ class Scheduler(ABC):
         """Learn how long a finished step took."""
 
     def update(
-        self, batch: Batch, sampled: Seq[int], scores: Mapping[int, Scores] = MappingProxyType({})
+        self,
+        batch: Batch,
+        sampled: Seq[int],
+        scores: Mapping[int, Scores] = MappingProxyType({}),
+        further: Mapping[int, Seq[int]] = MappingProxyType({}),
     ) -> list[SequenceOutput]:
         """Record a finished step: `sampled` holds one token for each of `batch.sampling`, in order; `scores`
-        the log-probabilities by sequence id, where there are any.
+        the log-probabilities by sequence id, where there are any; `further` what follows the token, by
+        sequence id, where drafts came true.
         """
         tokens = iter(sampled)
         outputs = []
         for chunk in batch.chunks:
             sequence, score = chunk.sequence, scores.get(chunk.sequence.id, NO_SCORES)
-            sequence.num_computed = chunk.end
             new: tuple[int, ...] = ()
+            reason: FinishReason | None = None
             if chunk.samples:
-                new = (next(tokens),)
-                sequence.append(new[0])
-            elif not (score.prompt or chunk.end == sequence.prompt_length):
-                continue
-            reason = self._finish_reason(sequence, new)
+                drawn = (next(tokens), *further.get(sequence.id, ()))
+                new, reason = self._append(sequence, chunk.end - len(chunk.drafts), drawn)
+                self._told(chunk, len(new) - 1)
+            else:
+                sequence.num_computed = chunk.end
+                if not (score.prompt or chunk.end == sequence.prompt_length):
+                    continue
+                reason = self._finish_reason(sequence, ())
             if reason is not None:
                 self._end(sequence)
             outputs.append(self._output(sequence, new, reason, score))
         return outputs
+
+    def _append(
+        self, sequence: Sequence, computed: int, drawn: tuple[int, ...]
+    ) -> tuple[tuple[int, ...], FinishReason | None]:
+        """Give a sequence tokens, up to one that ends it; all but the last are computed too."""
+        for count, token in enumerate(drawn):
+            sequence.append(token)
+            sequence.num_computed = computed + count
+            if reason := self._finish_reason(sequence, (token,)):
+                return drawn[: count + 1], reason
+        return drawn, None
+
+    def _told(self, chunk: Chunk, accepted: int) -> None:
+        if chunk.drafts:
+            self.drafted_tokens += len(chunk.drafts)
+            self.accepted_tokens += accepted
+            chunk.sequence.lookup.told(len(chunk.drafts), accepted)
 
     def _output(
         self, sequence: Sequence, new: tuple[int, ...], reason: FinishReason | None, score: Scores
@@ -150,7 +179,7 @@ class Scheduler(ABC):
                 sequence.num_computed = 0
             return failed
         reading = [chunk.sequence for chunk in batch.prefill]
-        return reading[-1:] or [max((chunk.sequence for chunk in batch.decoding), key=lambda each: each.id)]
+        return reading[-1:] or [max((chunk.sequence for chunk in batch.chunks), key=lambda each: each.id)]
 
     def check_idle(self) -> None:
         """Raise RuntimeError if a slot is missing although nothing runs: a leak."""

@@ -8,6 +8,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from ..sampling_params import SamplingParams
+from .drafts import Lookup
 
 if TYPE_CHECKING:
     from .cohort import Cohort
@@ -24,6 +25,7 @@ class Sequence:
         "counts",
         "id",
         "leader",
+        "lookup",
         "num_cached",
         "num_computed",
         "params",
@@ -68,6 +70,8 @@ class Sequence:
         self.told = False
         """Whether it has had an output."""
         self.stop_ids = frozenset(params.stop_token_ids)
+        self.lookup = Lookup()
+        """What it may say next."""
         self.slot: int | None = None
         # Random takes a negative seed for its absolute value, and seeds must differ.
         self.random = Random(None if seed is None else seed % 2**64)  # noqa: S311 - reproducible on purpose
@@ -114,7 +118,9 @@ class Sequence:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A sequence's share of one step: tokens[start : start + length], never empty."""
+    """A sequence's share of one step: tokens[start : start + length], never empty; the last of them may be
+    drafts, which it does not have yet.
+    """
 
     sequence: Sequence
     slot: int
@@ -122,25 +128,28 @@ class Chunk:
     length: int
     scored: bool = False
     """Whether its prompt tokens get log-probabilities, so that every row of it needs logits."""
+    drafts: tuple[int, ...] = ()
+    """Guesses at the next tokens; each row but the last of them says whether the next one is right."""
 
     @property
     def end(self) -> int:
-        """Tokens in the cache once the step is done."""
+        """Tokens in the cache once the step is done, drafts that may be wrong included."""
         return self.start + self.length
 
     @property
     def samples(self) -> bool:
         """Whether the step ends with a new token for this sequence."""
-        return self.end == len(self.sequence.tokens) and self.sequence.params.max_tokens > 0
+        known = self.end - len(self.drafts)
+        return known == len(self.sequence.tokens) and self.sequence.params.max_tokens > 0
 
     @property
     def logit_rows(self) -> int:
         """How many of its last tokens need logits."""
-        return self.length if self.scored else int(self.samples)
+        return self.length if self.scored or self.drafts else int(self.samples)
 
     @property
     def token_ids(self) -> list[int]:
-        return self.sequence.tokens[self.start : self.end]
+        return [*self.sequence.tokens[self.start : self.end], *self.drafts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +163,9 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One step's work. Its tokens are packed in this order: decoding chunks, then prefill chunks."""
+    """One step's work. Its tokens are packed in this order: decoding chunks, those that check drafts, prefill
+    chunks.
+    """
 
     decoding: tuple[Chunk, ...]
     """One token each, sorted by slot."""
@@ -163,15 +174,17 @@ class Batch:
     """To be made before anything is computed, in this order."""
     cohort: Cohort | None = None
     """The rows that the step is of, where cohorts are stepped."""
+    checking: tuple[Chunk, ...] = ()
+    """Sequences that decode too, each a token and drafts."""
 
     @property
     def chunks(self) -> tuple[Chunk, ...]:
-        return self.decoding + self.prefill
+        return self.decoding + self.checking + self.prefill
 
     @property
     def adapter(self) -> str | None:
         """The one adapter that its sequences are generated with."""
-        return (self.decoding or self.prefill)[0].sequence.adapter
+        return self.chunks[0].sequence.adapter
 
     @property
     def num_tokens(self) -> int:

@@ -144,6 +144,8 @@ class Metrics:
             self._batch_size.labels(name).observe(stats.batch_size)
         self._prefix_queries.labels(name).inc(stats.prefix_queries - before.prefix_queries)
         self._prefix_hits.labels(name).inc(stats.prefix_hits - before.prefix_hits)
+        self._drafted.labels(name).inc(stats.drafted_tokens - before.drafted_tokens)
+        self._accepted.labels(name).inc(stats.accepted_tokens - before.accepted_tokens)
         if stats.out_of_memory > before.out_of_memory:
             self._oom.labels(str(replica)).inc(stats.out_of_memory - before.out_of_memory)
 
@@ -210,6 +212,10 @@ class Metrics:
         )
         self._prefix_hits = self._counter(
             "prefix_cache_hits", "Prompt tokens found in what was computed before.", label, names[:1]
+        )
+        self._drafted = self._counter("draft_tokens", "Tokens guessed ahead and checked.", label, names[:1])
+        self._accepted = self._counter(
+            "accepted_draft_tokens", "Tokens guessed ahead that came true.", label, names[:1]
         )
         self._oom = self._counter(
             "device_oom",

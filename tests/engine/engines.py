@@ -27,10 +27,16 @@ def engine_for(
     eos: Iterable[int] = (),
     runner: str = "auto",
     adapters: Mapping[str, Path] | None = None,
+    speculate: bool = True,
 ) -> Engine:
     """An engine as the loader makes it."""
     loaded = Adapters(model, adapters or {})
-    settings = Settings(engine_slots=slots, engine_token_budget=token_budget, engine_runner=runner)  # type: ignore[arg-type]
+    settings = Settings(
+        engine_slots=slots,
+        engine_token_budget=token_budget,
+        engine_runner=runner,  # type: ignore[arg-type]
+        engine_speculate=speculate,
+    )
     chosen = choose_runner(model, settings, 0.1, changes=bool(loaded.names))
     scheduler = make_scheduler(chosen, settings, frozenset(eos))
     constraints = Constraints(model.generation_config, eos, decoder_start(model))

@@ -75,7 +75,7 @@ class Settings(BaseModel):
         512, description="Tokens of one step; a longer prompt is read in chunks."
     )
     engine_prefill_stretch: float = Field(
-        2.5,
+        2.0,
         ge=1.1,
         description="How many times longer a step may take for the prompts that it reads while streams run: "
         "higher for throughput, lower for steady streams.",

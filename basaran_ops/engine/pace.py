@@ -23,6 +23,8 @@ class Pace:
         self._stretch = stretch
         self._decoding: dict[int, float] = {}
         self._prompt_token: float | None = None
+        self._beside = False
+        """Whether a prompt token's cost was seen beside rows that decode."""
 
     def observe(self, rows: int, prompt_tokens: int, seconds: float) -> None:
         """A step of so many decode rows and prompt tokens took so long."""
@@ -31,9 +33,12 @@ class Pace:
             self._decoding[size] = _mixed(self._decoding.get(size), seconds)
             return
         decoding = self._step(rows) if rows else 0.0
-        if prompt_tokens and decoding is not None:
-            each = max(0.0, seconds - decoding) / prompt_tokens
-            self._prompt_token = _mixed(self._prompt_token, each)
+        # A step that only reads has larger products, and says too little once others have been seen.
+        if decoding is None or not prompt_tokens or (self._beside and not rows):
+            return
+        self._beside = rows > 0
+        each = max(0.0, seconds - decoding) / prompt_tokens
+        self._prompt_token = _mixed(self._prompt_token, each)
 
     def prompt_tokens(self, rows: int, most: int, prompts: int = 1) -> int:
         """How many tokens of so many prompts a step beside so many decode rows may read: `most` where none

@@ -23,7 +23,7 @@ class PackedScheduler(Scheduler):
     """
 
     def __init__(
-        self, *, prefix_cache: bool = True, stretch: float = 2.5, speculates: bool = False, **limits: Any
+        self, *, prefix_cache: bool = True, stretch: float = 2.0, speculates: bool = False, **limits: Any
     ) -> None:
         super().__init__(**limits)
         self._speculates = speculates

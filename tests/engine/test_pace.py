@@ -52,6 +52,13 @@ def test_steps_that_only_read_tell_what_a_prompt_token_costs() -> None:
     assert pace.prompt_tokens(1, 512) == 50
 
 
+def test_what_is_seen_beside_streams_counts_more_than_steps_that_only_read() -> None:
+    pace = learnt(2.5, 4)
+    before = pace.prompt_tokens(4, 512)
+    pace.observe(0, 512, 5.0)
+    assert pace.prompt_tokens(4, 512) == before
+
+
 def test_a_number_of_rows_never_seen_is_taken_for_its_neighbour() -> None:
     pace = learnt(2.5, 4)
     assert pace.prompt_tokens(9, 512) == pace.prompt_tokens(4, 512)

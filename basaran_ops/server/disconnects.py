@@ -87,12 +87,16 @@ class DepartureMonitor:
     """One thread that waits in the kernel for watched sockets to be closed by their peers.
 
     `_callbacks` holds one entry for each watched descriptor; taking it out, under `_lock`, is the right to
-    call it, so a descriptor that is reused by the next connection never gets the last one's callback.
+    call it, so a descriptor that is reused by the next connection never gets the last one's callback. Nor its
+    departure: what was seen before a descriptor was watched is looked for again.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._callbacks: dict[int, Callable[[], None]] = {}
+        self._callbacks: dict[int, tuple[int, Callable[[], None]]] = {}
+        """By descriptor, with the number that it was watched as."""
+        self._watched = 0
+        self._closed = False
         self._wake_read, self._wake_write = os.pipe()
         self._poll = hang_ups(self._wake_read)
         self._thread = threading.Thread(target=self._run, name="departures", daemon=True)
@@ -109,7 +113,10 @@ class DepartureMonitor:
             return lambda: None
         descriptor = client.fileno()
         with self._lock:
-            self._callbacks[descriptor] = callback
+            if self._closed:
+                return lambda: None
+            self._watched += 1
+            self._callbacks[descriptor] = (self._watched, callback)
             self._poll.register(descriptor)
         return lambda: self._unwatch(descriptor, callback)
 
@@ -118,24 +125,40 @@ class DepartureMonitor:
         if self._thread.is_alive():
             os.write(self._wake_write, b"x")
             self._thread.join()
-            self._poll.close()
+            with self._lock:
+                # Requests may still end, and have nothing to undo any more.
+                self._closed = True
+                self._callbacks.clear()
+                self._poll.close()
             os.close(self._wake_read)
             os.close(self._wake_write)
 
     def _unwatch(self, descriptor: int, callback: Callable[[], None]) -> None:
         with self._lock:
-            if self._callbacks.get(descriptor) == callback:
+            if self._callbacks.get(descriptor, (0, None))[1] == callback:
                 del self._callbacks[descriptor]
                 self._poll.unregister(descriptor)
 
     def _run(self) -> None:
         while True:
+            with self._lock:
+                watched = self._watched
             for descriptor in self._poll.poll():
                 if descriptor == self._wake_read:
                     return
-                with self._lock:
-                    callback = self._callbacks.pop(descriptor, None)
-                    if callback is not None:
-                        self._poll.unregister(descriptor)
+                callback = self._take(descriptor, watched)
                 if callback is not None:
                     callback()
+
+    def _take(self, descriptor: int, watched: int) -> Callable[[], None] | None:
+        """The callback of a descriptor that was among the first so many; a later one is asked for anew."""
+        with self._lock:
+            number, callback = self._callbacks.get(descriptor, (0, None))
+            if callback is None:
+                return None
+            self._poll.unregister(descriptor)
+            if number > watched:
+                self._poll.register(descriptor)
+                return None
+            del self._callbacks[descriptor]
+            return callback

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
@@ -8,7 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from basaran_ops.server.disconnects import DepartureMonitor, KqueueHangUps
+from basaran_ops.server import disconnects
+from basaran_ops.server.disconnects import DepartureMonitor, EpollHangUps, KqueueHangUps
 
 
 @pytest.fixture
@@ -84,6 +86,49 @@ def test_hundreds_may_leave_at_once(monitor: DepartureMonitor) -> None:
     assert sorted(left) == list(range(300))
     for server, _ in pairs:
         server.close()
+
+
+def test_a_departure_is_not_taken_for_that_of_the_next_on_the_descriptor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Between the kernel's word and the monitor's own the connection ends, and another takes its number."""
+    seen, go = threading.Event(), threading.Event()
+
+    class Slow(EpollHangUps):
+        def poll(self) -> list[int]:
+            found = super().poll()
+            seen.set()
+            assert go.wait(5)
+            return found
+
+    monkeypatch.setattr(disconnects, "hang_ups", Slow)
+    monitor = DepartureMonitor()
+    first, leaver = pair()
+    undo = monitor.watch(first, lambda: None)
+    leaver.close()
+    assert seen.wait(5)
+    undo()
+    second, stayer = pair()
+    os.dup2(second.fileno(), first.fileno())
+    second.close()
+    left = threading.Event()
+    monitor.watch(first, left.set)
+    go.set()
+    assert not left.wait(0.2), "the one who stays was taken for the one who left"
+    stayer.close()
+    assert left.wait(1)
+    monitor.close()
+    first.close()
+
+
+def test_a_request_may_end_after_the_monitor(monitor: DepartureMonitor) -> None:
+    server, client = pair()
+    undo = monitor.watch(server, pytest.fail)
+    monitor.close()
+    undo()
+    monitor.watch(server, pytest.fail)()
+    server.close()
+    client.close()
 
 
 def test_without_a_socket_nothing_is_watched(monitor: DepartureMonitor) -> None:

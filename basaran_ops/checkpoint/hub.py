@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from huggingface_hub import constants, snapshot_download
+import httpx2
+from huggingface_hub import constants, set_client_factory, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -17,6 +18,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils._http import default_client_factory
 
 from ..engine.library_logs import only_errors_logged
 from ..errors import ModelLoadError
@@ -45,6 +47,22 @@ REFUSALS = (
 
 ABANDONED_SECONDS = 3600
 """A download that wrote nothing for so long is no longer one: the hub's client gives up after seconds."""
+
+
+def _impatient_client() -> httpx2.Client:
+    """The hub's own client, but that it waits for ever for no answer: a hub may say nothing."""
+    client = default_client_factory()
+    client.event_hooks = {**client.event_hooks, "request": [*client.event_hooks["request"], _bound]}
+    return client
+
+
+def _bound(request: httpx2.Request) -> None:
+    bounds = request.extensions.get("timeout") or {}
+    if bounds.get("read") is None:
+        request.extensions["timeout"] = httpx2.Timeout(constants.HF_HUB_DOWNLOAD_TIMEOUT).as_dict()
+
+
+set_client_factory(_impatient_client)
 
 
 def download(settings: Settings, progress: Progress) -> Path:

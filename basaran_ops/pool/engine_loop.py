@@ -84,9 +84,10 @@ def _step(engine: SteppingEngine, inbox: Inbox, send: Callable[[FromEngine], Non
             outputs.append(output)
     if engine.has_work:
         outputs += engine.step()
-    else:
-        engine.check_idle()
     send(Step(tuple(outputs), engine.stats))
+    if not engine.has_work:
+        # After what it did is told: nobody's answer is at fault.
+        engine.check_idle()
     return True
 
 

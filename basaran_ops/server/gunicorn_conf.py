@@ -36,6 +36,13 @@ class StructuredLogger(Logger):  # type: ignore[misc]  # gunicorn has no types
             msg = msg.partition(": ")[0] + ": it could not be read"
         super().warning(msg, *args, **kwargs)
 
+    def exception(self, msg: str, *args: Any, **kwargs: Any) -> None:
+        # A client that does not read, or is gone: no defect, and worth no traceback of each.
+        if msg == "Socket error processing request." and isinstance(sys.exception(), TimeoutError):
+            super().info("a client was cut off: it read nothing for %d s", settings.server_channel_timeout)
+            return
+        super().exception(msg, *args, **kwargs)
+
 
 def when_ready(server: Any) -> None:
     """What the arbiter must have before it starts the worker."""

@@ -60,6 +60,8 @@ def create_app(service: Service, stopping: threading.Event) -> Flask:
         """Refuse new requests from now on, and answer after `delay` seconds: for a preStop hook, during which
         load balancers learn to send nothing more.
         """
+        if "Sec-Fetch-Site" in request.headers or "Origin" in request.headers:
+            raise InvalidRequest("draining is not for pages in browsers")
         delay = _delay(request.args.get("delay", "0"))
         log.info("draining was asked for, the answer comes in %g s", delay)
         pool.drain()

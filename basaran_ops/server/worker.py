@@ -316,6 +316,7 @@ class StreamWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
     def murder_pending(self) -> None:
         """Called in each turn of the loop, at least once a second."""
         super().murder_pending()
+        self._make_room()
         now = time.monotonic()
         for conn in _late(self._heads, now):
             self._drop_arriving(conn)
@@ -330,6 +331,13 @@ class StreamWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             self._drain_deadline = None
             log.warning("the time to drain is over, ending what still runs")
             self._service.model.pool.abort()
+
+    def _make_room(self) -> None:
+        """At the limit connections that are kept give way to new ones, the longest idle first."""
+        while self.nr_conns >= self.worker_connections and self.keepalived_conns:
+            conn = self.keepalived_conns.popleft()
+            self.poller.unregister(conn.sock)
+            self._drop(conn)
 
     def _too_late(self) -> Exception:
         if not self.alive:

@@ -123,6 +123,12 @@ def test_a_delay_that_is_none_drains_nothing(server: RunningServer, delay: str) 
     assert get(server, "/readyz").status_code == 200
 
 
+@pytest.mark.parametrize("header", [{"Origin": "https://page.example"}, {"Sec-Fetch-Site": "cross-site"}])
+def test_a_page_in_a_browser_drains_nothing(server: RunningServer, header: dict[str, str]) -> None:
+    assert httpx.get(f"{server.management_url}/drain", headers=header).status_code == 400
+    assert get(server, "/readyz").status_code == 200
+
+
 def test_a_silent_client_of_the_port_holds_up_nobody(server: RunningServer) -> None:
     import socket
 

@@ -58,6 +58,7 @@ models: .venv/installed-test  ## Measure how every architecture runs and write d
 
 docs: .venv/installed-test  ## Write the parts of the docs that are generated.
 	$(BIN)/python -m tests.test_readme
+	$(BIN)/python deployments/monitoring/dashboard.py
 	$(BIN)/python -m tests.helm.generated
 
 screenshots: tools .venv/installed-test  ## Take the pictures of docs/playground.md, with the default model.
@@ -95,7 +96,7 @@ clean:  ## Remove what the verbs made here.
 	$(PYTHON) -m venv .venv
 	@touch $@
 
-.venv/installed: .venv/created pyproject.toml constraints.txt basaran_ops/engine/_kernels.c
+.venv/installed: .venv/created pyproject.toml constraints.txt basaran_ops/engine/_kernels.c basaran_ops/engine/_forward.c
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e .
 	@touch $@
 

@@ -325,6 +325,14 @@ def load() -> Iterator[Panel]:
         "percentunit",
         query(f"{hits} / ({queries} > 0)", "found"),
     )
+    accepted, drafted = rate("basaran_accepted_draft_tokens_total"), rate("basaran_draft_tokens_total")
+    yield lines(
+        "Drafts accepted",
+        "The share of the tokens guessed by looking back in the text that the model chose too. "
+        "Nothing is guessed while many streams run or none is greedy.",
+        "percentunit",
+        query(f"{accepted} / ({drafted} > 0)", "accepted"),
+    )
     yield lines(
         "Tokens",
         "Tokens read and generated per second, by server.",

@@ -95,6 +95,7 @@ SERVER = (
     *_counters(
         MODEL,
         *("prompt_tokens", "generation_tokens", "prefix_cache_queries", "prefix_cache_hits"),
+        *("draft_tokens", "accepted_draft_tokens"),
         "client_disconnects",
     ),
     *_counters({"device": ANY}, "device_oom"),

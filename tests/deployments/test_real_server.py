@@ -73,6 +73,9 @@ class Load:
             while not self.over.is_set():
                 # Long prompts, so that the cache fills.
                 body = {"prompt": [random.randrange(2, 300) for _ in range(470)], "max_tokens": 40}
+                if number % 4 == 0:
+                    # Something that repeats itself, so that the next tokens are guessed.
+                    body |= {"prompt": [2, 3, 4, 5, 6] * 94, "temperature": 0}
                 leaves = random.random() < 0.5
                 with http.stream("POST", "/v1/completions", json=body | {"stream": True}) as response:
                     for _ in response.iter_lines():

@@ -97,8 +97,9 @@ def test_streams_finish_after_sigterm_while_nobody_new_gets_in(tiny_path: Path, 
 
 
 def test_at_the_deadline_streams_end_with_an_error_event_and_done(tiny_path: Path, tmp_path: Path) -> None:
-    with serving(tiny_path, tmp_path, SERVER_DRAIN_TIMEOUT="2", ENGINE_CONTEXT_LENGTH="512") as server:
-        # Slow enough by their number: eight at a time, the rest waits.
+    # Slow enough: one at a time, token by token, and the rest waits.
+    slow = {"ENGINE_SLOTS": "1", "ENGINE_SPECULATE": "false", "ENGINE_CONTEXT_LENGTH": "512"}
+    with serving(tiny_path, tmp_path, SERVER_DRAIN_TIMEOUT="2", **slow) as server:
         streams = Streams(server, max_tokens=500)
         family = stop(server)
         started = time.monotonic()

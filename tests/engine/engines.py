@@ -38,8 +38,8 @@ def engine_for(
         engine_speculate=speculate,
     )
     chosen = choose_runner(model, settings, 0.1, changes=bool(loaded.names))
-    scheduler = make_scheduler(chosen, settings, frozenset(eos))
     constraints = Constraints(model.generation_config, eos, decoder_start(model))
+    scheduler = make_scheduler(chosen, settings, frozenset(eos), constrained=constraints.active)
     return Engine(chosen, scheduler, constraints, adapters=loaded)
 
 

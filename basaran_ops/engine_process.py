@@ -7,6 +7,7 @@ started with it.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -49,7 +50,11 @@ def main() -> None:
         adopt_library_loggers()
         checkpoint = resolve(settings, progress)
         progress(f"loading {checkpoint.path}")
-        return load_engine(checkpoint, settings)
+        loaded = load_engine(checkpoint, settings)
+        # What a model is made of stays: looking through it for garbage would only hold up a step.
+        gc.collect()
+        gc.freeze()
+        return loaded
 
     try:
         run_engine(load, inbox, connection.send)

@@ -237,6 +237,22 @@ class CompiledForward:
                 parameter.data = parameter.data.new_empty(0)
         for linear in linears:
             linear.weights = ()
+        self._unmap(model)
+
+    def _unmap(self, model: PreTrainedModel) -> None:
+        """Copy what is left of the weights: each may be a piece of a mapped file, all of whose pages stay in
+        memory while one piece is held.
+        """
+        copies: dict[tuple[Any, ...], torch.Tensor] = {}
+        held = [value for value in self._registers if isinstance(value, torch.Tensor)]
+        # Each once: what has been copied may lie where another one lay.
+        once = {id(tensor): tensor for tensor in (*held, *model.parameters(), *model.buffers())}
+        for tensor in once.values():
+            if tensor.numel() and tensor.is_contiguous():
+                key = (tensor.data_ptr(), tensor.shape, tensor.dtype)
+                if key not in copies:
+                    copies[key] = tensor.detach().clone()
+                tensor.data = copies[key]
 
     @property
     def linears(self) -> list[PackedLinear | PanelLinear]:

@@ -150,6 +150,8 @@ def test_a_loaded_engine_keeps_one_copy(tmp_path: Path) -> None:
     embedding = runner._model.get_input_embeddings().weight
     norms = 64 * 4 * 10
     assert weight_bytes(runner._model) <= embedding.numel() * 4 + norms
+    if Path("/proc/self/maps").exists():
+        assert str(path) not in Path("/proc/self/maps").read_text()
 
 
 # -- what cannot be recorded -----------------------------------------------------------------------------

@@ -101,7 +101,7 @@ class Stopwatch:
         return result
 
 
-PARTS = ("small", "linear", "small", "attention", "small", "small", "small")
+PARTS = ("small", "linear", "small", "attention", "small", "small", "small", "small", "linear")
 """Of each kind of operation of a compiled run."""
 
 

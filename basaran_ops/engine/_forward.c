@@ -22,13 +22,15 @@
 #define ISA "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma"
 #define WIDE __attribute__((target(ISA)))
 #define INLINE WIDE static inline __attribute__((always_inline))
+#define WIDE8 __attribute__((target(ISA ",avx512vnni")))
+#define INLINE8 WIDE8 static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 
 typedef uint16_t bf16;
 
 /* -- what a program is --------------------------------------------------------------------------------- */
 
-enum kind { NORM, LINEAR, ROTATE, ATTENTION, GATE, ADD, ROWS };
+enum kind { NORM, LINEAR, ROTATE, ATTENTION, GATE, ADD, ROWS, QUANTIZE, LINEAR8 };
 
 #define FIELDS 24
 
@@ -151,9 +153,9 @@ struct product {
     struct matrix x;
     void *out;
     int64_t out_stride;
-    const bf16 *weight;  /* [panels, pairs, PANEL, 2] */
+    const void *weight;  /* [panels, pairs, PANEL, 2], or panels of 8 bits */
     const float *bias;   /* [outputs] or NULL */
-    int64_t pairs, outputs, rows, wide; /* wide: out is float32 */
+    int64_t pairs, outputs, rows, wide; /* pairs: groups, of 8 bits; wide: out is float32 */
 };
 
 INLINE void store_panel(const struct product *p, int64_t row, int64_t first, const int rows, __m512 (*acc)[2]) {
@@ -174,17 +176,21 @@ INLINE void store_panel(const struct product *p, int64_t row, int64_t first, con
 INLINE void product_tile(const struct product *p, int64_t row, int64_t panel, const int rows) {
     __m512 acc[TILE][2];
     UNROLL for (int r = 0; r < rows; r++) acc[r][0] = acc[r][1] = _mm512_setzero_ps();
-    multiply(p->x.base + row * p->x.stride, p->x.stride, p->weight + panel * p->pairs * 2 * PANEL, p->pairs, rows, acc);
+    const bf16 *weight = (const bf16 *)p->weight + panel * p->pairs * 2 * PANEL;
+    multiply(p->x.base + row * p->x.stride, p->x.stride, weight, p->pairs, rows, acc);
     store_panel(p, row, panel * PANEL, rows, acc);
 }
 
-#define EACH_TILE(call) \
-    switch (rows) { \
+#define EACH_SMALL_TILE(call) \
     case 1: call(1); break; \
     case 2: call(2); break; \
     case 3: call(3); break; \
     case 4: call(4); break; \
-    case 5: call(5); break; \
+    case 5: call(5); break
+
+#define EACH_TILE(call) \
+    switch (rows) { \
+    EACH_SMALL_TILE(call); \
     case 6: call(6); break; \
     case 7: call(7); break; \
     case 8: call(8); break; \
@@ -205,11 +211,110 @@ WIDE static void product_panel(const struct product *p, int64_t panel) {
     }
 }
 
+/* -- products in 8 bits --------------------------------------------------------------------------------
+ * Inputs and weights come in groups of GROUP inputs that have a scale each. A row of inputs is its bytes, then
+ * its groups' scales (float32), then -128 times the sum of each group's bytes (int32). A panel's group is, for
+ * each four inputs, those of all the outputs, and then the outputs' scales. Weights are stored 128 too high,
+ * for vpdpbusd multiplies unsigned by signed bytes: what that adds is what a group's sums begin below 0 with. */
+
+#define GROUP 64
+#define BLOCK8 (GROUP * PANEL + 4 * PANEL)
+#define TILE8 6
+
+struct row8 {
+    const int8_t *bytes;
+    const float *scales;
+    const int32_t *starts;
+};
+
+INLINE8 void product8_tile(const struct product *p, int64_t row, int64_t panel, const int rows) {
+    int64_t groups = p->pairs;
+    __m512 sums[TILE8][2];
+    struct row8 x[TILE8];
+    UNROLL for (int r = 0; r < rows; r++) {
+        sums[r][0] = sums[r][1] = _mm512_setzero_ps();
+        x[r].bytes = (const int8_t *)(p->x.base + (row + r) * p->x.stride);
+        x[r].scales = (const float *)(x[r].bytes + groups * GROUP);
+        x[r].starts = (const int32_t *)(x[r].scales + groups);
+    }
+    const char *block = (const char *)p->weight + panel * groups * BLOCK8;
+    for (int64_t group = 0; group < groups; group++, block += BLOCK8) {
+        __m512i acc[TILE8][2];
+        UNROLL for (int r = 0; r < rows; r++) acc[r][0] = acc[r][1] = _mm512_set1_epi32(x[r].starts[group]);
+        UNROLL for (int four = 0; four < GROUP / 4; four++) {
+            const char *at = block + four * 4 * PANEL;
+            __m512i low = _mm512_loadu_si512(at), high = _mm512_loadu_si512(at + 64);
+            if (rows <= 4) _mm_prefetch(at + BLOCK8, _MM_HINT_T0), _mm_prefetch(at + BLOCK8 + 64, _MM_HINT_T0);
+            UNROLL for (int r = 0; r < rows; r++) {
+                int32_t bytes;
+                memcpy(&bytes, x[r].bytes + group * GROUP + 4 * four, 4);
+                __m512i all = _mm512_set1_epi32(bytes);
+                acc[r][0] = _mm512_dpbusd_epi32(acc[r][0], low, all);
+                acc[r][1] = _mm512_dpbusd_epi32(acc[r][1], high, all);
+            }
+        }
+        const float *scales = (const float *)(block + GROUP * PANEL);
+        UNROLL for (int half = 0; half < 2; half++) {
+            __m512 scale = _mm512_loadu_ps(scales + 16 * half);
+            UNROLL for (int r = 0; r < rows; r++) {
+                __m512 both = _mm512_mul_ps(scale, _mm512_set1_ps(x[r].scales[group]));
+                sums[r][half] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[r][half]), both, sums[r][half]);
+            }
+        }
+    }
+    store_panel(p, row, panel * PANEL, rows, sums);
+}
+
+WIDE8 static void product8_panel(const struct product *p, int64_t panel) {
+    int64_t tiles = (p->rows + TILE8 - 1) / TILE8;
+    for (int64_t tile = 0; tile < tiles; tile++) {
+        int64_t row = p->rows * tile / tiles;
+        int rows = (int)(p->rows * (tile + 1) / tiles - row);
+#define CALL(n) product8_tile(p, row, panel, n)
+        switch (rows) {
+            EACH_SMALL_TILE(CALL);
+        default: CALL(6);
+        }
+#undef CALL
+    }
+}
+
+/* Fields: x, out, width. */
+WIDE static void quantize_rows(const struct call *c, const struct op *op, int64_t first, int64_t end) {
+    const int64_t *f = op->field;
+    struct matrix x = matrix(c, f), out = matrix(c, f + 3);
+    int64_t groups = f[6] / GROUP;
+    for (int64_t row = first; row < end; row++) {
+        int8_t *bytes = (int8_t *)(out.base + row * out.stride);
+        float *scales = (float *)(bytes + f[6]);
+        int32_t *starts = (int32_t *)(scales + groups);
+        for (int64_t group = 0; group < groups; group++) {
+            __m512 v[GROUP / 16], most = _mm512_setzero_ps();
+            __m512i sum = _mm512_setzero_si512();
+            __mmask16 odd = 0;
+            UNROLL for (int i = 0; i < GROUP / 16; i++) {
+                v[i] = load16(x.base + row * x.stride + group * GROUP + 16 * i);
+                most = _mm512_max_ps(most, _mm512_abs_ps(v[i]));
+                odd |= _mm512_cmp_ps_mask(v[i], v[i], _CMP_UNORD_Q);
+            }
+            float scale = odd ? NAN : _mm512_reduce_max_ps(most) / 127.0f;
+            __m512 inverse = _mm512_set1_ps(scale > 0 ? 1.0f / scale : 0.0f);
+            UNROLL for (int i = 0; i < GROUP / 16; i++) {
+                __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(v[i], inverse));
+                sum = _mm512_add_epi32(sum, whole);
+                _mm_storeu_si128((__m128i *)(bytes + group * GROUP + 16 * i), _mm512_cvtsepi32_epi8(whole));
+            }
+            scales[group] = scale;
+            starts[group] = -128 * _mm512_reduce_add_epi32(sum);
+        }
+    }
+}
+
 static void linear(const struct call *c, const struct op *op, int64_t rows, struct team *team, atomic_long *next) {
     const int64_t *f = op->field;
     struct matrix out = matrix(c, f + 3);
     struct product p = {
-        .x = matrix(c, f), .out = out.base, .out_stride = out.stride, .weight = (const bf16 *)f[6],
+        .x = matrix(c, f), .out = out.base, .out_stride = out.stride, .weight = (const void *)f[6],
         .bias = (const float *)f[7], .pairs = f[8], .outputs = f[9], .wide = f[10], .rows = rows,
     };
     int64_t panels = (p.outputs + PANEL - 1) / PANEL;
@@ -217,7 +322,9 @@ static void linear(const struct call *c, const struct op *op, int64_t rows, stru
     for (;;) {
         int64_t first = atomic_fetch_add_explicit(next, run, memory_order_relaxed);
         if (first >= panels) return;
-        for (int64_t panel = first; panel < first + run && panel < panels; panel++) product_panel(&p, panel);
+        for (int64_t panel = first; panel < first + run && panel < panels; panel++)
+            if (op->kind == LINEAR8) product8_panel(&p, panel);
+            else product_panel(&p, panel);
     }
 }
 
@@ -332,7 +439,7 @@ static void pick_rows(const struct call *c, const struct op *op, int64_t first, 
 /* -- attention ------------------------------------------------------------------------------------------
  * Fields: query, key, value, out, cached keys, cached values [slots, kv_heads, max_length, dim | value_dim],
  * sinks (float32, [heads]) or 0, heads, kv_heads, dim, value_dim, max_length, window or 0. Numbers: scale,
- * softcap or 0. Keys are taken in blocks that begin at multiples of BLOCK, with running maxima and sums
+ * softcap or 0. Keys are taken in blocks that begin at multiples of BLOCK8, with running maxima and sums
  * (Milakov and Gimelshein 2018). */
 
 #define BLOCK 64
@@ -745,7 +852,7 @@ static void join_rows(const struct call *c, const struct op *op, struct workspac
 /* Operations that need nothing of other rows follow each other without a wait: a thread has the same rows in
  * each. */
 static int needs_only_its_row(const struct op *op) {
-    return op->kind == NORM || op->kind == ROTATE || op->kind == GATE || op->kind == ADD;
+    return op->kind == NORM || op->kind == ROTATE || op->kind == GATE || op->kind == ADD || op->kind == QUANTIZE;
 }
 
 static int64_t nanoseconds(void) {
@@ -769,12 +876,14 @@ static void run_thread(const struct call *c, struct workspace *w, struct team *t
         case ROTATE: rotate_rows(c, op, first, end); break;
         case GATE: gate_rows(c, op, first, end); break;
         case ADD: add_rows(c, op, first, end); break;
+        case QUANTIZE: quantize_rows(c, op, first, end); break;
         case ROWS:
             pick_rows(c, op, first, end);
             meet(team); /* what it read may be written over next */
             apart = 0;
             break;
         case LINEAR:
+        case LINEAR8:
             linear(c, op, rows, team, &team->next[turn]);
             meet(team);
             if (thread == 0) atomic_store_explicit(&team->next[turn], 0, memory_order_relaxed);
@@ -897,10 +1006,18 @@ static PyObject *supported(PyObject *self, PyObject *ignored) {
     );
 }
 
+/* Whether it can multiply 8-bit integers too, given that it is supported at all. */
+static PyObject *multiplies_bytes(PyObject *self, PyObject *ignored) {
+    (void)self, (void)ignored;
+    __builtin_cpu_init();
+    return PyBool_FromLong(__builtin_cpu_supports("avx512vnni"));
+}
+
 static PyMethodDef methods[] = {
     {"run", (PyCFunction)(void (*)(void))run_program, METH_FASTCALL, NULL},
     {"pack", (PyCFunction)(void (*)(void))pack_weight, METH_FASTCALL, NULL},
     {"supported", supported, METH_NOARGS, NULL},
+    {"multiplies_bytes", multiplies_bytes, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

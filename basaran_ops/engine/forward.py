@@ -28,7 +28,7 @@ aten = torch.ops.aten
 Node = Any
 """An fx.Node; what its arguments may be is a union of everything, which no check of types can follow."""
 
-NORM, LINEAR, ROTATE, ATTENTION, GATE, ADD, ROWS = range(7)
+NORM, LINEAR, ROTATE, ATTENTION, GATE, ADD, ROWS, QUANTIZE, LINEAR8 = range(9)
 SILU, GELU_TANH = range(2)
 FIELDS = 24
 PANEL = 32
@@ -57,6 +57,11 @@ available: bool = _forward is not None and not torch.cpu._is_amx_tile_supported(
 """Whether runs are compiled here. Where the processor has AMX, oneDNN multiplies large batches faster."""
 
 
+def multiplies_bytes() -> bool:
+    """Whether a run's linear layers may be `Int8Linear`, given that runs are compiled here."""
+    return bool(_forward.multiplies_bytes())
+
+
 def takes(weight: torch.Tensor) -> bool:
     """Whether a linear layer with such a weight [outputs, inputs] can be part of a run."""
     return (
@@ -74,6 +79,8 @@ class PanelLinear:
 
     __name__ = "panel_linear"
 
+    kind = LINEAR
+
     def __init__(self, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor]) -> None:
         """Weights [outputs, inputs], bfloat16; biases [outputs], as many or none."""
         self.weights = tuple(weights)
@@ -84,29 +91,55 @@ class PanelLinear:
         self.inputs = weights[0].shape[1]
         self.outputs = sum(self.sizes)
         whole = torch.cat([w.detach() for w in weights]) if len(weights) > 1 else weights[0].detach()
-        whole = whole.contiguous()
-        self.packed = torch.empty(_rounded(self.outputs, PANEL) * self.inputs, dtype=torch.bfloat16)
-        _forward.pack(whole.data_ptr(), self.packed.data_ptr(), self.outputs, self.inputs)
+        self.packed = self.pack(whole.contiguous())
         self.bias = torch.cat([bias.detach() for bias in biases]).float() if biases else None
-        x, out = (_Matrix(place, 0, n, (1, 1, n)) for place, n in enumerate((self.inputs, self.outputs)))
-        self._alone = _Operation(LINEAR, (x,), (out,), self.fields(wide=False)).packed({0: 0, 1: 1})
+        x, out, rounded = (
+            _Matrix(place, 0, n, (1, 1, n))
+            for place, n in enumerate((self.inputs, self.outputs, self.row_width))
+        )
+        self._alone = b"".join(
+            operation.packed({0: 0, 1: 1, 2: 2}) for operation in self.operations(x, out, rounded)
+        )
+
+    @property
+    def row_width(self) -> int:
+        """Of a row as it is multiplied, in numbers of bfloat16; 0: as it comes."""
+        return 0
+
+    @property
+    def steps(self) -> int:
+        """Pairs of inputs: a product's steps, each of which takes them from all the outputs of a panel."""
+        return self.inputs // 2
+
+    def pack(self, whole: torch.Tensor) -> torch.Tensor:
+        """Weights [outputs, inputs] in panels."""
+        packed = torch.empty(_rounded(self.outputs, PANEL) * self.inputs, dtype=torch.bfloat16)
+        _forward.pack(whole.data_ptr(), packed.data_ptr(), self.outputs, self.inputs)
+        return packed
+
+    def operations(self, x: _Matrix, out: _Matrix, rounded: _Matrix) -> list[_Operation]:
+        """What the product is made of; `rounded` is a place for rows of `row_width`."""
+        bias = 0 if self.bias is None else self.bias.data_ptr()
+        fields = self.packed.data_ptr(), bias, self.steps, self.outputs, int(out.wide)
+        if not self.row_width:
+            return [_Operation(self.kind, (x,), (out,), fields)]
+        return [
+            _Operation(QUANTIZE, (x,), (rounded,), (self.inputs,)),
+            _Operation(self.kind, (rounded,), (out,), fields),
+        ]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """X [..., inputs] -> [..., outputs of all]."""
         rows = x.reshape(-1, self.inputs).contiguous()
         out = torch.empty(*x.shape[:-1], self.outputs, dtype=torch.bfloat16)
-        places = array("q", [rows.data_ptr(), out.data_ptr()])
+        rounded = torch.empty(rows.shape[0], self.row_width, dtype=torch.bfloat16)
+        places = array("q", [rows.data_ptr(), out.data_ptr(), rounded.data_ptr()])
         _call(self._alone, places, tokens=rows.shape[0])
         return out
 
     def split(self, whole: torch.Tensor) -> Sequence[torch.Tensor]:
         """The output of each layer, as views."""
         return torch.split(whole, self.sizes, dim=-1)
-
-    def fields(self, *, wide: bool) -> tuple[int, ...]:
-        """What follows input and output in the operation; `wide`: the output is float32."""
-        bias = 0 if self.bias is None else self.bias.data_ptr()
-        return self.packed.data_ptr(), bias, self.inputs // 2, self.outputs, int(wide)
 
 
 def gelu_gate(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
@@ -366,8 +399,10 @@ class _Run:
         wide = len(users) == 1 and users[0].op == "output"
         shape = (*x.shape[:2], layer.outputs)
         out = self.values[node] = self._new(layer.outputs, shape, of_rows=x.of_rows, wide=wide)
+        rounded = self._new(layer.row_width, (*x.shape[:2], layer.row_width), of_rows=x.of_rows)
         self.linears.append(layer)
-        return self._emit(LINEAR, (x,), (out,), *layer.fields(wide=wide))
+        self._operations += layer.operations(x, out, rounded)
+        return True
 
     def _split(self, node: Node) -> bool:
         whole = self.values.get(node.args[0])

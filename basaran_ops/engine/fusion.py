@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import operator
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
 from . import forward, kernels
+from . import int8 as eight_bits
 from .attention import SLOT_ATTENTION, SlotAttention
 from .forward import PanelLinear
+from .int8 import Int8Linear
 from .linear import PackedLinear, packs
 
 aten = torch.ops.aten
@@ -25,8 +27,8 @@ Node = Any
 """An fx.Node; what its arguments may be is a union of everything, which no check of types can follow."""
 
 
-def fuse(module: fx.GraphModule, attention: SlotAttention) -> None:
-    """Apply every fusion, in place."""
+def fuse(module: fx.GraphModule, attention: SlotAttention, *, int8: bool = False) -> None:
+    """Apply every fusion, in place. `int8`: round linear layers to 8 bits, where that can be done."""
     graph = module.graph
     _drop_idle(graph)
     _fold_constants(module)
@@ -35,7 +37,7 @@ def fuse(module: fx.GraphModule, attention: SlotAttention) -> None:
         _fuse_rotations(graph)
         _fuse_norms(module)
         _fuse_gates(graph)
-    _pack_linears(module)
+    _pack_linears(module, int8=int8)
     _pick_rows_early(graph)
     if forward.available:
         forward.lower(module, attention)
@@ -318,7 +320,14 @@ def _fits_gate(gate: Node, up: Any) -> bool:
 # -- linear layers ---------------------------------------------------------------------------------------
 
 
-def _pack_linears(module: fx.GraphModule) -> None:
+def layer_for(weights: Sequence[torch.Tensor], *, int8: bool) -> type[PackedLinear | PanelLinear]:
+    """The linear layer for weights that are multiplied at once."""
+    if int8 and all(map(eight_bits.takes, weights)):
+        return Int8Linear
+    return PanelLinear if all(map(forward.takes, weights)) else PackedLinear
+
+
+def _pack_linears(module: fx.GraphModule, *, int8: bool) -> None:
     """Linear layers that read the same tensor become one, and weights are laid out for the processor."""
     graph = module.graph
     readers: dict[tuple[Any, bool], list[Node]] = defaultdict(list)
@@ -326,14 +335,8 @@ def _pack_linears(module: fx.GraphModule) -> None:
         if _is(node, aten.linear.default) and _packable(module, node):
             readers[node.args[0], len(node.args) > 2].append(node)
     for (source, _), nodes in readers.items():
-        weights = [_constant(module, node.args[1]) for node in nodes]
-        biases = [_constant(module, node.args[2]) for node in nodes if len(node.args) > 2]
-        layer = (
-            PanelLinear
-            if all(weight is not None and forward.takes(weight) for weight in weights)
-            else PackedLinear
-        )
-        packed = layer(weights, biases)  # type: ignore[arg-type]  # _packable has seen them
+        weights, *biases = zip(*(_constants(module, node) for node in nodes), strict=True)
+        packed = layer_for(weights, int8=int8)(weights, biases[0] if biases else ())
         whole = _call(graph, nodes[0], packed, source)
         if len(nodes) == 1:
             whole.meta["val"] = nodes[0].meta["val"]
@@ -346,13 +349,19 @@ def _pack_linears(module: fx.GraphModule) -> None:
 
 
 def _packable(module: fx.GraphModule, node: Node) -> bool:
-    source = node.args[0]
-    constants = [_constant(module, argument) for argument in node.args[1:]]
+    source, constants = node.args[0], _constants(module, node)
     return (
         isinstance(source, fx.Node)
         and not node.kwargs
-        and all(c is not None and packs(c) and c.dtype == _value(source).dtype for c in constants)
+        and len(constants) == len(node.args) - 1
+        and all(packs(c) and c.dtype == _value(source).dtype for c in constants)
     )
+
+
+def _constants(module: fx.GraphModule, node: Node) -> list[torch.Tensor]:
+    """A linear layer's weight, and its bias if it has one, as far as they are constants."""
+    found = (_constant(module, argument) for argument in node.args[1:])
+    return [constant for constant in found if constant is not None]
 
 
 # -- wanted rows -----------------------------------------------------------------------------------------

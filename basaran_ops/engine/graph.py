@@ -59,8 +59,9 @@ SMALL, LARGE = Sizes(7, 2), Sizes(257, 5)
 between them, and such that no T - 1 or T // 2 is a multiple of the rows in both."""
 
 
-def record(model: PreTrainedModel, attention: SlotAttention) -> CompiledForward:
-    """Record, fuse and bind the forward of a model whose attention is `attention`.
+def record(model: PreTrainedModel, attention: SlotAttention, *, int8: bool = False) -> CompiledForward:
+    """Record, fuse and bind the forward of a model whose attention is `attention`; `int8`: with its linear
+    layers in 8 bits, where that can be done.
 
     One at a time in a process: the recorder has one place for its mode.
 
@@ -69,7 +70,7 @@ def record(model: PreTrainedModel, attention: SlotAttention) -> CompiledForward:
     try:
         module, larger = (_recorded_at(sizes, model, attention) for sizes in (SMALL, LARGE))
         generalize(module, larger)
-        fusion.fuse(module, attention)
+        fusion.fuse(module, attention, int8=int8)
     except GraphUnfit:
         raise
     except Exception as error:

@@ -47,10 +47,17 @@ class PackedRunner:
     scores_prompts = True
 
     def __init__(
-        self, model: PreTrainedModel, wish: ContextWish, *, compiled: bool = False, exclusive: bool = False
+        self,
+        model: PreTrainedModel,
+        wish: ContextWish,
+        *,
+        compiled: bool = False,
+        exclusive: bool = False,
+        int8: bool = False,
     ) -> None:
         """`compiled`: record the forward and fuse it, where that can be done (on a CPU). `exclusive`: nobody
-        else uses the model, so that its own copies of what is recorded can go.
+        else uses the model, so that its own copies of what is recorded can go. `int8`: linear layers in 8
+        bits, or ModelLoadError.
         """
         if model.config.is_encoder_decoder:
             raise RunnerUnfit(f"{type(model).__name__} is an encoder-decoder model")
@@ -64,6 +71,7 @@ class PackedRunner:
         self.may_overflow = overflows(model)
         self._attention = SlotAttention()
         self._compiled: CompiledForward | None = None
+        self._int8 = int8
         own_attention = model.config._attn_implementation  # noqa: SLF001 - it has no public name
         try:
             with torch.inference_mode():
@@ -108,11 +116,15 @@ class PackedRunner:
         """Run the recorded forward from now on, if it can be recorded and gives the same logits."""
         started = time.perf_counter()
         try:
-            self._compiled = record(self._model, self._attention)
+            self._compiled = record(self._model, self._attention, int8=self._int8)
             self._check_chunks(reference)
         except Exception as error:
             # Whatever a fused operation raises where it is not called as it expects.
             self._compiled = None
+            if self._int8:
+                raise ModelLoadError(
+                    f"ENGINE_INT8: its forward cannot be recorded: {first_line(error)}"
+                ) from error
             log.info("its forward runs as it is: %s: %s", type(error).__name__, first_line(error))
             return
         seconds = time.perf_counter() - started

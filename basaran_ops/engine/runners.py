@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..settings import Settings
 from .cohort_scheduler import CohortScheduler
 from .context_fit import ContextWish
+from .int8 import check_int8
 from .packed_runner import PackedRunner
 from .packed_scheduler import PackedScheduler
 from .padded_runner import PaddedRunner
@@ -46,9 +47,13 @@ def choose_runner(
     if settings.engine_runner != "padded":
         try:
             compiled = settings.engine_compile and not changes
-            return PackedRunner(model, wish, compiled=compiled, exclusive=exclusive)
+            if settings.engine_int8:
+                check_int8(model, compiled=compiled)
+            return PackedRunner(
+                model, wish, compiled=compiled, exclusive=exclusive, int8=settings.engine_int8
+            )
         except RunnerUnfit as error:
-            if settings.engine_runner == "packed":
+            if settings.engine_runner == "packed" or settings.engine_int8:
                 raise
             log.info("it cannot run packed: %s", error.message)
     return PaddedRunner(model, wish, _length(config, ("max_decoder_position_embeddings",)))

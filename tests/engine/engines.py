@@ -28,6 +28,7 @@ def engine_for(
     runner: str = "auto",
     adapters: Mapping[str, Path] | None = None,
     speculate: bool = True,
+    int8: bool = False,
 ) -> Engine:
     """An engine as the loader makes it."""
     loaded = Adapters(model, adapters or {})
@@ -36,6 +37,7 @@ def engine_for(
         engine_token_budget=token_budget,
         engine_runner=runner,  # type: ignore[arg-type]
         engine_speculate=speculate,
+        engine_int8=int8,
     )
     chosen = choose_runner(model, settings, 0.1, changes=bool(loaded.names))
     constraints = Constraints(model.generation_config, eos, decoder_start(model))

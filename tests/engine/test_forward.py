@@ -226,7 +226,7 @@ def test_float32_stays_with_onednn() -> None:
 def test_a_run_counts_nanoseconds_where_it_is_asked_to() -> None:
     runner = PackedRunner(wide_model("llama"), wish(), compiled=True)
     [program] = compiled(runner).programs
-    program.profile = forward.array("q", [0] * 7)
+    program.profile = forward.array("q", [0] * 9)
     logits_of(runner, list(range(3, 40)), [36, 1])
     assert program.profile[forward.LINEAR] > 0
     assert program.profile[forward.ATTENTION] > 0

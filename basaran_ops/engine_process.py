@@ -49,8 +49,7 @@ def main() -> None:
 
         adopt_library_loggers()
         checkpoint = resolve(settings, progress)
-        progress(f"loading {checkpoint.path}")
-        loaded = load_engine(checkpoint, settings)
+        loaded = load_engine(checkpoint, settings, progress)
         # What a model is made of stays: looking through it for garbage would only hold up a step.
         gc.collect()
         gc.freeze()

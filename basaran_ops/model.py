@@ -399,7 +399,7 @@ def _start(settings: Settings, model: stream_model.StreamModel, forgotten: Forgo
     def load(progress: Callable[[str], None]) -> tuple[SteppingEngine, ModelInfo]:
         checkpoint = resolve(settings, progress)
         with _loading:
-            return load_engine(checkpoint, settings)
+            return load_engine(checkpoint, settings, progress)
 
     pool = GenerationPool(
         [lambda: ThreadTransport(load)],

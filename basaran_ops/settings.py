@@ -42,7 +42,7 @@ class Settings(BaseModel):
     # The model
     model: str = Field("", description=f"Hub id, directory or .gguf file. Empty: {DEFAULT_MODEL_NAME}.")
     model_revision: str = Field("", description="Branch, tag or commit of a hub id.")
-    model_cache_dir: str = Field("", description="Where downloads and conversions are kept.")
+    model_cache_dir: str = Field("", description="Where downloads, conversions and recordings are kept.")
     model_local_files_only: bool = Field(False, description="Never download.")
     model_trust_remote_code: bool = Field(False, description="Run code that comes with the model.")
     model_allow_pickle: bool = Field(
@@ -96,7 +96,7 @@ class Settings(BaseModel):
     engine_compile: bool = Field(
         True,
         description="Record a packed model's forward when it is loaded and run it as fused operations, on a "
-        "CPU; seconds at start for faster steps.",
+        "CPU. The first start takes seconds longer; later ones find the recording in the cache.",
     )
     engine_int8: bool = Field(
         False,

@@ -23,7 +23,7 @@ from basaran_ops.checkpoint.default_model import default_model
 from basaran_ops.checkpoint.resolve import cache_directory
 from basaran_ops.settings import Settings
 
-from .load import Load, Target, run
+from .load import IGNORE_EOS, Load, Target, run
 from .processes import Usage, serve
 from .workloads import WORKLOADS, Words, Workload
 
@@ -48,11 +48,13 @@ class Figures:
     peak_megabytes: float
 
 
-def measure(target: Target, words: Words, workload: Workload, clients: int, seed: int) -> Figures:
+def measure(
+    target: Target, words: Words, workload: Workload, clients: int, seed: int, waves: int | None = None
+) -> Figures:
     """One run of whole waves."""
     prompts = words.prompts(workload, seed)
     with Usage(target.url) as usage:
-        load = run(target, prompts, clients=clients, waves=WAVES.get(clients, 3), tokens=TOKENS)
+        load = run(target, prompts, clients=clients, waves=waves or WAVES.get(clients, 3), tokens=TOKENS)
     return _figures(load, usage)
 
 
@@ -110,9 +112,17 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__)
     parser.add_argument("--against", action="append", default=[], metavar="NAME=URL")
     parser.add_argument("--against-model", default="default", help="the model's name at the other servers")
+    parser.add_argument(
+        "--fields",
+        action="append",
+        default=[],
+        metavar="NAME=JSON",
+        help='fields that make a server go on past the end of a text, if not {"ignore_eos": true}',
+    )
     parser.add_argument("--clients", default="1,4,16,32", help="numbers of concurrent streams")
     parser.add_argument("--workloads", default="short", help=f"of {', '.join(WORKLOADS)}")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--waves", type=int, help="requests of each client in a run")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--without-own", action="store_true", help="measure the others only")
     return parser.parse_args(arguments)
@@ -124,8 +134,9 @@ def main(arguments: Sequence[str] = ()) -> None:
     workloads = [WORKLOADS[name] for name in options.workloads.split(",")]
     model = default_model(cache_directory(Settings()), False, print)
     words = Words(Tokenizer.from_file(str(model / "tokenizer.json")))
+    fields = {name: json.loads(text) for name, _, text in (entry.partition("=") for entry in options.fields)}
     targets = [
-        Target(name, url.rstrip("/"), options.against_model)
+        Target(name, url.rstrip("/"), options.against_model, fields=fields.get(name, IGNORE_EOS))
         for name, _, url in (entry.partition("=") for entry in options.against)
     ]
     results: dict[tuple[str, int], dict[str, list[Figures]]] = defaultdict(lambda: defaultdict(list))
@@ -152,7 +163,7 @@ def main(arguments: Sequence[str] = ()) -> None:
             for workload in workloads:
                 for count in clients:
                     for target in targets:
-                        figures = measure(target, words, workload, count, seed=number)
+                        figures = measure(target, words, workload, count, number, options.waves)
                         results[workload.name, count][target.name].append(figures)
                         print(
                             f"{workload.name} {count} {target.name}: {figures.tokens_per_second:.1f} tok/s",

@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
+
+IGNORE_EOS = {"ignore_eos": True}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,8 @@ class Target:
     """Up to and without /v1."""
     model: str
     key: str = ""
+    fields: Mapping[str, Any] = field(default_factory=IGNORE_EOS.copy)
+    """What makes it go on past the end of a text: there is no field that all servers know."""
 
 
 @dataclass(slots=True)
@@ -82,9 +86,9 @@ async def _stream(session: aiohttp.ClientSession, target: Target, prompt: str, t
         "prompt": prompt,
         "max_tokens": tokens,
         "temperature": 0,
-        "ignore_eos": True,
         "stream": True,
         "stream_options": {"include_usage": True},
+        **target.fields,
     }
     stream = Stream()
     started = time.perf_counter()

@@ -28,7 +28,11 @@ def resolve(settings: Settings, progress: Progress) -> Checkpoint:
 
     Raises ModelLoadError: permanent for what is missing or malformed, not for a hub that cannot be reached.
     """
-    return replace(_resolve_model(settings, progress), adapters=resolve_adapters(settings, progress))
+    return replace(
+        _resolve_model(settings, progress),
+        adapters=resolve_adapters(settings, progress),
+        cache=cache_directory(settings),
+    )
 
 
 def _resolve_model(settings: Settings, progress: Progress) -> Checkpoint:
@@ -50,7 +54,7 @@ def _resolve_model(settings: Settings, progress: Progress) -> Checkpoint:
 
 
 def cache_directory(settings: Settings) -> Path:
-    """Where conversions are kept."""
+    """Where conversions and recordings are kept."""
     if settings.model_cache_dir:
         return Path(settings.model_cache_dir).expanduser() / "basaran_ops"
     return platformdirs.user_cache_path("basaran_ops")

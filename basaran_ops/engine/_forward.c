@@ -980,19 +980,15 @@ static PyObject *pack_weight(PyObject *self, PyObject *const *args, Py_ssize_t g
     (void)self;
     int64_t a[4];
     if (!integers(args, given, 4, a)) return NULL;
-    const bf16 *weight = (void *)a[0];
-    bf16 *out = (void *)a[1];
-    int64_t outputs = a[2], inputs = a[3];
+    const uint32_t *weight = (void *)a[0]; /* pairs of inputs, which stay together */
+    uint32_t *out = (void *)a[1];
+    int64_t outputs = a[2], pairs = a[3] / 2;
     Py_BEGIN_ALLOW_THREADS
 #pragma omp parallel for schedule(static)
     for (int64_t first = 0; first < outputs; first += PANEL)
-        for (int64_t k = 0; k < inputs; k += 2)
-            for (int64_t i = 0; i < PANEL; i++) {
-                bf16 *to = out + first * inputs + k * PANEL + 2 * i;
-                int there = first + i < outputs;
-                to[0] = there ? weight[(first + i) * inputs + k] : 0;
-                to[1] = there ? weight[(first + i) * inputs + k + 1] : 0;
-            }
+        for (int64_t k = 0; k < pairs; k++)
+            for (int64_t i = 0; i < PANEL; i++)
+                out[first * pairs + k * PANEL + i] = first + i < outputs ? weight[(first + i) * pairs + k] : 0;
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }

@@ -8,7 +8,7 @@ writes and attends.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -259,22 +259,22 @@ class SlotAttention:
         self.plan: StepPlan | None = None
         self.cache: SlotKVCache | None = None
         self.shapes: dict[int, LayerShape] = {}
-        self._recording = False
-        self._calls: list[LayerCall] = []
+        self.calls: Sequence[LayerCall] = []
+        """What the calls of the recorded forward ask for, by their numbers."""
+        self._recorded: list[LayerCall] | None = None
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
         """While a forward is recorded, a call leaves an operation that `bound` gives a meaning to."""
-        self._calls = []
-        self._recording = True
+        self.calls = self._recorded = []
         try:
             yield
         finally:
-            self._recording = False
+            self._recorded = None
 
     def bound(self, number: int) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
-        """The attention of this call of the last recording."""
-        return BoundAttention(self, self._calls[number])
+        """The attention of this one of `calls`."""
+        return BoundAttention(self, self.calls[number])
 
     def __call__(
         self,
@@ -294,9 +294,9 @@ class SlotAttention:
         layer = module.layer_idx
         assert isinstance(layer, int)
         call = LayerCall(layer, sliding_window, Kernel(scale, softcap, s_aux))
-        if self._recording:
-            self._calls.append(call)
-            return SLOT_ATTENTION(query, key, value, len(self._calls) - 1), None
+        if self._recorded is not None:
+            self._recorded.append(call)
+            return SLOT_ATTENTION(query, key, value, len(self._recorded) - 1), None
         if self.cache is None or self.plan is None:
             self.shapes[layer] = _layer_shape(key, value)
             end = query.shape[2]

@@ -90,8 +90,7 @@ class PanelLinear:
         """Numbers that a product reads, without the biases."""
         self.inputs = weights[0].shape[1]
         self.outputs = sum(self.sizes)
-        whole = torch.cat([w.detach() for w in weights]) if len(weights) > 1 else weights[0].detach()
-        self.packed = self.pack(whole.contiguous())
+        self.packed = self.pack(_pieces([weight.detach() for weight in weights]))
         self.bias = torch.cat([bias.detach() for bias in biases]).float() if biases else None
         x, out, rounded = (
             _Matrix(place, 0, n, (1, 1, n))
@@ -111,10 +110,13 @@ class PanelLinear:
         """Pairs of inputs: a product's steps, each of which takes them from all the outputs of a panel."""
         return self.inputs // 2
 
-    def pack(self, whole: torch.Tensor) -> torch.Tensor:
-        """Weights [outputs, inputs] in panels."""
-        packed = torch.empty(_rounded(self.outputs, PANEL) * self.inputs, dtype=torch.bfloat16)
-        _forward.pack(whole.data_ptr(), packed.data_ptr(), self.outputs, self.inputs)
+    def pack(self, pieces: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Weights [outputs, inputs] in panels; each piece but the last fills its own."""
+        packed = torch.empty(_rounded(self.outputs, PANEL), self.inputs, dtype=torch.bfloat16)
+        first = 0
+        for piece in pieces:
+            _forward.pack(piece.data_ptr(), packed[first].data_ptr(), *piece.shape)
+            first += len(piece)
         return packed
 
     def operations(self, x: _Matrix, out: _Matrix, rounded: _Matrix) -> list[_Operation]:
@@ -140,6 +142,12 @@ class PanelLinear:
     def split(self, whole: torch.Tensor) -> Sequence[torch.Tensor]:
         """The output of each layer, as views."""
         return torch.split(whole, self.sizes, dim=-1)
+
+
+def _pieces(weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The weights, as one where their outputs would share a panel: that takes a copy."""
+    whole = all(len(weight) % PANEL == 0 for weight in weights[:-1])
+    return [weight.contiguous() for weight in (weights if whole else [torch.cat(list(weights))])]
 
 
 def gelu_gate(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:

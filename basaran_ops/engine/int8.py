@@ -6,6 +6,8 @@ a column of the input that is far larger than the others takes the precision of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from transformers import PreTrainedModel
 
@@ -63,20 +65,24 @@ class Int8Linear(PanelLinear):
         """Groups of inputs."""
         return self.inputs // GROUP
 
-    def pack(self, whole: torch.Tensor) -> torch.Tensor:
+    def pack(self, pieces: Sequence[torch.Tensor]) -> torch.Tensor:
         """Weights [outputs, inputs] in panels: uint8 [panels, groups, GROUP * PANEL + 4 * PANEL]."""
         panels = -(-self.outputs // PANEL)
         packed = torch.empty(panels, self.steps, (GROUP + SCALE_BYTES) * PANEL, dtype=torch.uint8)
-        for first in range(0, self.outputs, OUTPUTS_AT_ONCE):
-            some = whole[first : first + OUTPUTS_AT_ONCE].float()
-            missing = -len(some) % PANEL
-            some = torch.nn.functional.pad(some, (0, 0, 0, missing))
-            some = some.view(-1, PANEL, self.steps, GROUP)
-            scales = some.abs().amax(-1) / 127
-            rounded = (some / scales.clamp(min=torch.finfo().tiny)[..., None]).round()
-            into = packed[first // PANEL :][: len(some)]
-            # For each four inputs, those of all the outputs of the panel.
-            fours = (rounded + 128).to(torch.uint8).view(-1, PANEL, self.steps, GROUP // 4, 4)
-            into[..., : GROUP * PANEL] = fours.permute(0, 2, 3, 1, 4).flatten(2)
-            into[..., GROUP * PANEL :] = scales.transpose(1, 2).contiguous().view(torch.uint8)
+        left = packed
+        for piece in pieces:
+            for some in torch.split(piece, OUTPUTS_AT_ONCE):
+                used = -(-len(some) // PANEL)
+                self._quantize(some.float(), left[:used])
+                left = left[used:]
         return packed
+
+    def _quantize(self, weight: torch.Tensor, panels: torch.Tensor) -> None:
+        padded = torch.nn.functional.pad(weight, (0, 0, 0, -len(weight) % PANEL))
+        groups = padded.view(-1, PANEL, self.steps, GROUP)
+        scales = groups.abs().amax(-1) / 127
+        rounded = (groups / scales.clamp(min=torch.finfo().tiny)[..., None]).round()
+        # For each four inputs, those of all the outputs of the panel.
+        fours = (rounded + 128).to(torch.uint8).view(-1, PANEL, self.steps, GROUP // 4, 4)
+        panels[..., : GROUP * PANEL] = fours.permute(0, 2, 3, 1, 4).flatten(2)
+        panels[..., GROUP * PANEL :] = scales.transpose(1, 2).contiguous().view(torch.uint8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -15,17 +16,21 @@ from .constraints import Constraints, decoder_start
 from .devices import choose_device, choose_threads, limit_gpu_memory
 from .engine import Engine
 from .memory import memory_use
+from .recording_file import RecordingFile
 from .runners import choose_runner, make_scheduler
 from .weights import Checkpoint, load_model
 
 
-def load_engine(checkpoint: Checkpoint, settings: Settings) -> tuple[Engine, ModelInfo]:
-    """Load the model onto its device and make an engine of it.
+def load_engine(
+    checkpoint: Checkpoint, settings: Settings, progress: Callable[[str], None] = lambda stage: None
+) -> tuple[Engine, ModelInfo]:
+    """Load the model onto its device and make an engine of it; each slow stage is told at its start.
 
     Raises ModelLoadError where the checkpoint is unreadable, not a generative model, or does
     not fit into memory with the asked slots and context.
     """
     started = time.perf_counter()
+    progress(f"loading {checkpoint.path}")
     device = choose_device(settings.engine_device)
     _configure_torch(device, settings)
     model = load_model(checkpoint, settings, device)
@@ -34,7 +39,16 @@ def load_engine(checkpoint: Checkpoint, settings: Settings) -> tuple[Engine, Mod
     vocab_size = model.get_input_embeddings().weight.shape[0]
     changes = bool(adapters.names)
     fraction = _kv_fraction(settings, device)
-    runner = choose_runner(model, settings, fraction, changes=changes, exclusive=not changes)
+    progress(f"trying how {type(model).__name__} runs")
+    runner = choose_runner(
+        model,
+        settings,
+        fraction,
+        changes=changes,
+        exclusive=not changes,
+        kept=_recording_file(checkpoint, model),
+        progress=progress,
+    )
     eos = frozenset(token for token in _eos_token_ids(model) if 0 <= token < runner.output_size)
     constraints = Constraints(model.generation_config, eos, decoder_start(model), runner.output_size)
     scheduler = make_scheduler(runner, settings, eos, constrained=constraints.active)
@@ -54,6 +68,14 @@ def load_engine(checkpoint: Checkpoint, settings: Settings) -> tuple[Engine, Mod
         load_seconds=time.perf_counter() - started,
     )
     return Engine(runner, scheduler, constraints, partial(memory_use, model.device), adapters), info
+
+
+def _recording_file(checkpoint: Checkpoint, model: PreTrainedModel) -> RecordingFile | None:
+    """Where the recording of its forward is, or will be, kept."""
+    if checkpoint.cache is None:
+        return None
+    source = checkpoint.path / (checkpoint.gguf_file or "")
+    return RecordingFile.of(model, source, checkpoint.cache / "recordings")
 
 
 def _configure_torch(device: torch.device, settings: Settings) -> None:

@@ -7,7 +7,7 @@ import itertools
 import logging
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -21,6 +21,7 @@ from .graph import CompiledForward, record
 from .kv_cache import SlotKVCache, bytes_per_token
 from .memory import available_bytes
 from .probe import PROBE_TOKENS, RunnerUnfit, overflows, probe_ids, relative_error, tolerance
+from .recording_file import RecordingFile
 from .sequence import Batch, Chunk, Sequence
 from .weights import first_line
 
@@ -54,10 +55,13 @@ class PackedRunner:
         compiled: bool = False,
         exclusive: bool = False,
         int8: bool = False,
+        kept: RecordingFile | None = None,
+        progress: Callable[[str], None] = lambda stage: None,
     ) -> None:
         """`compiled`: record the forward and fuse it, where that can be done (on a CPU). `exclusive`: nobody
         else uses the model, so that its own copies of what is recorded can go. `int8`: linear layers in 8
-        bits, or ModelLoadError.
+        bits, or ModelLoadError. `kept`: where the recording is kept from start to start. `progress`: is
+        told before its forward is recorded.
         """
         if model.config.is_encoder_decoder:
             raise RunnerUnfit(f"{type(model).__name__} is an encoder-decoder model")
@@ -72,6 +76,8 @@ class PackedRunner:
         self._attention = SlotAttention()
         self._compiled: CompiledForward | None = None
         self._int8 = int8
+        self._kept = kept
+        self._progress = progress
         own_attention = model.config._attn_implementation  # noqa: SLF001 - it has no public name
         try:
             with torch.inference_mode():
@@ -115,12 +121,19 @@ class PackedRunner:
     def _compile(self, reference: torch.Tensor) -> None:
         """Run the recorded forward from now on, if it can be recorded and gives the same logits."""
         started = time.perf_counter()
+        self._progress("recording and packing its forward")
         try:
-            self._compiled = record(self._model, self._attention, int8=self._int8)
+            self._compiled = record(self._model, self._attention, int8=self._int8, kept=self._kept)
             self._check_chunks(reference)
         except Exception as error:
             # Whatever a fused operation raises where it is not called as it expects.
             self._compiled = None
+            if self._kept:
+                self._kept.remove()
+                if self._kept.was_read:
+                    log.warning("the recording that was kept is of no use: %s", first_line(error))
+                    self._compile(reference)
+                    return
             if self._int8:
                 raise ModelLoadError(
                     f"ENGINE_INT8: its forward cannot be recorded: {first_line(error)}"
@@ -128,7 +141,8 @@ class PackedRunner:
             log.info("its forward runs as it is: %s: %s", type(error).__name__, first_line(error))
             return
         seconds = time.perf_counter() - started
-        log.info("its forward is %d operations, recorded in %.1f s", self._compiled.size, seconds)
+        how = "read" if self._kept and self._kept.was_read else "recorded"
+        log.info("its forward is %d operations, %s in %.1f s", self._compiled.size, how, seconds)
 
     def _release(self) -> None:
         if self._compiled is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -15,6 +16,7 @@ from .packed_runner import PackedRunner
 from .packed_scheduler import PackedScheduler
 from .padded_runner import PaddedRunner
 from .probe import RunnerUnfit
+from .recording_file import RecordingFile
 from .runner import ModelRunner
 from .scheduler import Scheduler
 
@@ -31,11 +33,14 @@ def choose_runner(
     *,
     changes: bool = False,
     exclusive: bool = False,
+    kept: RecordingFile | None = None,
+    progress: Callable[[str], None] = lambda stage: None,
 ) -> ModelRunner:
     """The runner that ENGINE_RUNNER names; auto is packed where the model's own logits come out, else padded.
 
     `changes`: the model's operations are not the same in every step, as with adapters. `exclusive`: nobody
-    else uses the model. Raises ModelLoadError, saying why, for a model that it cannot run.
+    else uses the model. `kept`: where the recording of its forward is kept. `progress`: is told of a
+    slow stage at its start. Raises ModelLoadError, saying why, for a model that it cannot run.
     """
     config = model.config.get_text_config()
     wish = ContextWish(
@@ -50,7 +55,13 @@ def choose_runner(
             if settings.engine_int8:
                 check_int8(model, compiled=compiled)
             return PackedRunner(
-                model, wish, compiled=compiled, exclusive=exclusive, int8=settings.engine_int8
+                model,
+                wish,
+                compiled=compiled,
+                exclusive=exclusive,
+                int8=settings.engine_int8,
+                kept=kept,
+                progress=progress,
             )
         except RunnerUnfit as error:
             if settings.engine_runner == "packed" or settings.engine_int8:

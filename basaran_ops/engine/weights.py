@@ -41,6 +41,8 @@ class Checkpoint:
     """Name of the weights' file in `path`, where they are GGUF."""
     adapters: Mapping[str, Path] = field(default_factory=dict)
     """Directory of each adapter by its name."""
+    cache: Path | None = None
+    """Directory where what is made of it may be kept; None: nowhere."""
 
     @property
     def source(self) -> Path:

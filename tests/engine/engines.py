@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -11,6 +12,7 @@ from basaran_ops.engine.adapters import Adapters
 from basaran_ops.engine.constraints import Constraints, decoder_start
 from basaran_ops.engine.context_fit import ContextWish
 from basaran_ops.engine.engine import Engine
+from basaran_ops.engine.recording_file import RecordingFile
 from basaran_ops.engine.runners import choose_runner, make_scheduler
 from basaran_ops.settings import Settings
 
@@ -27,19 +29,18 @@ def engine_for(
     eos: Iterable[int] = (),
     runner: str = "auto",
     adapters: Mapping[str, Path] | None = None,
-    speculate: bool = True,
-    int8: bool = False,
+    kept: RecordingFile | None = None,
+    **others: Any,
 ) -> Engine:
-    """An engine as the loader makes it."""
+    """An engine as the loader makes it; `others`: any other settings of the engine, by their names."""
     loaded = Adapters(model, adapters or {})
     settings = Settings(
         engine_slots=slots,
         engine_token_budget=token_budget,
         engine_runner=runner,  # type: ignore[arg-type]
-        engine_speculate=speculate,
-        engine_int8=int8,
+        **others,
     )
-    chosen = choose_runner(model, settings, 0.1, changes=bool(loaded.names))
+    chosen = choose_runner(model, settings, 0.1, changes=bool(loaded.names), kept=kept)
     constraints = Constraints(model.generation_config, eos, decoder_start(model))
     scheduler = make_scheduler(chosen, settings, frozenset(eos), constrained=constraints.active)
     return Engine(chosen, scheduler, constraints, adapters=loaded)

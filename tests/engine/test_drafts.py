@@ -213,7 +213,7 @@ def test_rows_of_a_step_stay_few() -> None:
 
 
 def test_a_setting_turns_it_off() -> None:
-    engine = looping_engine(speculate=False)
+    engine = looping_engine(engine_speculate=False)
     run(engine, looping_prompt())
     assert engine.stats.drafted_tokens == 0
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from random import Random
 
 import pytest
 
+from basaran_ops.engine import recording_file
+from basaran_ops.engine.packed_runner import PackedRunner
+from basaran_ops.engine.recording_file import RecordingFile
 from basaran_ops.sampling_params import SamplingParams
 
 from ..tiny_models import CONFIGS, VOCAB, generate, tiny_model
-from .engines import drain, packed_engine
+from .engines import drain, engine_for, packed_engine
 
 SEQUENCES = 30
 LENGTHS = (1, 2, 5, 17, 40, 80)
@@ -51,6 +55,49 @@ def test_greedy_tokens_equal_generate_alone(name: str) -> None:
         assert len(got) == limits[number] or number in cancelled, f"sequence {number} is incomplete"
     assert cancelled, "nothing was cancelled"
     assert len({tuple(want) for want in expected}) > SEQUENCES // 2, "the model says the same to everything"
+
+
+MODES = {
+    "as it is": (),
+    "recorded": ("engine_compile",),
+    "read from a file": ("engine_compile",),
+    "prefix-cached": ("engine_prefix_cache",),
+    "speculative": ("engine_speculate",),
+    "all at once": ("engine_compile", "engine_prefix_cache", "engine_speculate"),
+}
+"""What is switched on of what makes it fast."""
+SWITCHES = MODES["all at once"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
+def test_greedy_tokens_equal_generate_alone_in_every_fast_mode(
+    name: str, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recording_file, "FEWEST_NODES", 1)
+    model = tiny_model(name)
+    settings = {switch: switch in MODES[mode] for switch in SWITCHES}
+    kept = RecordingFile.of(model, tmp_path, tmp_path / "recordings") if mode == "read from a file" else None
+    random = Random(name)
+    shared = tuple(random.randrange(VOCAB) for _ in range(50))
+    given = [shared + tuple(random.randrange(VOCAB) for _ in range(n)) for n in (1, 3, 9, 14, 20, 31)]
+    expected = [generate(model, prompt, 40) for prompt in given]
+    if kept:
+        engine_for(model, kept=kept, **settings)
+        # Its attention goes with the engine.
+        model.set_attn_implementation("eager")
+    engine = engine_for(model, kept=kept, **settings)
+    tokens = []
+    for number, prompt in enumerate(given):
+        engine.add(number, prompt, SamplingParams(max_tokens=40, temperature=0), None)
+        tokens.append(drain(engine)[number])
+    assert tokens == expected
+    runner = engine._runner
+    assert isinstance(runner, PackedRunner)
+    assert (runner._compiled is not None) == settings["engine_compile"]
+    assert (engine.stats.prefix_hits > 0) == settings["engine_prefix_cache"]
+    assert (engine.stats.drafted_tokens > 0) == settings["engine_speculate"]
+    assert kept is None or kept.was_read
 
 
 def test_a_seeded_sequence_is_the_same_alone_and_in_company() -> None:

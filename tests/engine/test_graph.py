@@ -16,10 +16,11 @@ from transformers import PreTrainedModel
 
 from basaran_ops.engine import kernels
 from basaran_ops.engine.attention import SlotAttention
-from basaran_ops.engine.graph import CompiledForward, GraphUnfit, record
+from basaran_ops.engine.graph import CompiledForward, record
 from basaran_ops.engine.linear import PackedLinear
 from basaran_ops.engine.loader import load_engine
 from basaran_ops.engine.packed_runner import PackedRunner
+from basaran_ops.engine.recording import GraphUnfit
 from basaran_ops.engine.sequence import Batch, Chunk, Sequence
 from basaran_ops.engine.weights import Checkpoint
 from basaran_ops.sampling_params import SamplingParams

@@ -140,7 +140,7 @@ def test_a_sequence_gets_the_same_tokens_in_any_company() -> None:
     def tokens(batches: list[list[int]]) -> dict[int, list[int]]:
         found: dict[int, list[int]] = {}
         for batch in batches:
-            engine = engine_for(copy.deepcopy(model), int8=True)
+            engine = engine_for(copy.deepcopy(model), engine_int8=True)
             for number in batch:
                 engine.add(number, prompts[number], SamplingParams(max_tokens=12), seed=0)
             found |= drain(engine)

@@ -125,6 +125,22 @@ INLINE __m512 exp16(__m512 x) {
     return _mm512_scalef_ps(p, n);
 }
 
+#define LOG2E 1.44269504f
+
+/* 2^x: 2^n times a polynomial on [-1/2, 1/2] with 2^0 = 1 (least largest error); relative error 1e-7. Nothing for
+ * minus infinity, no number for none. */
+INLINE __m512 exp2_16(__m512 x) {
+    x = _mm512_max_ps(_mm512_set1_ps(-200.0f), x);
+    __m512 n = _mm512_roundscale_ps(x, 0), f = _mm512_sub_ps(x, n);
+    __m512 p = _mm512_set1_ps(1.326472423e-3f);
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(9.671513244e-3f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.550733757e-2f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.402224207e-1f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.931469776e-1f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
+    return _mm512_scalef_ps(p, n);
+}
+
 /* -- products ------------------------------------------------------------------------------------------
  * Weights lie in panels of PANEL outputs: for each pair of inputs, the pair's weights of all the outputs. A
  * tile of up to TILE rows multiplies a whole panel in registers, which reads weights once and in order. */
@@ -480,17 +496,21 @@ static int64_t first_seen(const struct attention *a, int64_t position) {
     return a->window && position >= a->window ? position - a->window + 1 : 0;
 }
 
-/* Four registers to four sums. */
-INLINE __m128 sums_of(__m512 a, __m512 b, __m512 c, __m512 d) {
-    __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-    __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
-    __m512 all = _mm512_add_ps(
-        _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd))),
-        _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd)))
-    );
-    __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
-    return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
-}
+/* Four registers to four sums, or to their four highest numbers. */
+#define ACROSS(name, op) \
+    INLINE __m128 name(__m512 a, __m512 b, __m512 c, __m512 d) { \
+        __m512 ab = _mm512_##op##_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)); \
+        __m512 cd = _mm512_##op##_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d)); \
+        __m512 all = _mm512_##op##_ps( \
+            _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd))), \
+            _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd))) \
+        ); \
+        __m256 half = _mm256_##op##_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1)); \
+        return _mm_##op##_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)); \
+    }
+
+ACROSS(sums_of, add)
+ACROSS(highest_of, max)
 
 /* Asks for memory ahead of its use: a row's keys and values lie in pieces too short for the processor to
  * foresee. A few lines at a time, among other work, since only so many can be on their way. */
@@ -521,42 +541,62 @@ INLINE void block_scores(
     }
 }
 
-/* A block's scores [BLOCK], of which [first, end) count, into weights in bfloat16; the factor for what was
- * summed before. */
-INLINE float weigh(
-    float *scores, int64_t first, int64_t end, const struct attention *a, float *maximum, float *total, bf16 *weights
+/* Which of a block's keys a row sees: [first, end). */
+INLINE void visible(int64_t first, int64_t end, __mmask16 *seen) {
+    UNROLL for (int i = 0; i < BLOCK / 16; i++) {
+        seen[i] = below(end - 16 * i > 0 ? end - 16 * i : 0);
+        if (first > 16 * i) seen[i] &= ~below(first - 16 * i);
+    }
+}
+
+/* Scores [rows, BLOCK] of up to four rows into weights in bfloat16, with the rows' highest score so far (times
+ * log2 e) and the sum of all weights, `stride` apart, and the factor for what was summed before. `seen`: what each
+ * row sees, [rows, BLOCK / 16], or NULL for all of it. A row's numbers do not depend on its neighbours. */
+INLINE void weigh(
+    const float *scores, const __mmask16 *seen, const int rows, const struct attention *a, float *maximum, float *total,
+    int64_t stride, bf16 *weights, float *shrink
 ) {
-    __m512 highest = _mm512_set1_ps(-INFINITY), part[BLOCK / 16];
-    UNROLL for (int i = 0; i < BLOCK / 16; i++) {
-        __mmask16 which = below(end - 16 * i > 0 ? end - 16 * i : 0);
-        if (first > 16 * i) which &= ~below(first - 16 * i);
-        __m512 v = _mm512_mul_ps(_mm512_loadu_ps(scores + 16 * i), _mm512_set1_ps(a->scale));
-        if (a->softcap) {
-            float each[16];
-            _mm512_storeu_ps(each, v);
-            for (int j = 0; j < 16; j++) each[j] = a->softcap * tanhf(each[j] / a->softcap);
-            v = _mm512_loadu_ps(each);
+    const __m512 nothing = _mm512_set1_ps(-INFINITY);
+    const __m512 factor = _mm512_set1_ps(a->softcap ? a->scale / a->softcap : a->scale * LOG2E);
+    __m512 part[4][BLOCK / 16], highest[4], sums[4];
+    float before[4], most[4], factors[4];
+    UNROLL for (int r = 0; r < 4; r++) {
+        highest[r] = nothing;
+        sums[r] = _mm512_setzero_ps();
+        before[r] = r < rows ? maximum[r * stride] : 0;
+        if (r >= rows) continue;
+        UNROLL for (int i = 0; i < BLOCK / 16; i++) {
+            __m512 v = _mm512_mul_ps(_mm512_loadu_ps(scores + r * BLOCK + 16 * i), factor);
+            if (a->softcap) {
+                float each[16];
+                _mm512_storeu_ps(each, v);
+                for (int j = 0; j < 16; j++) each[j] = a->softcap * LOG2E * tanhf(each[j]);
+                v = _mm512_loadu_ps(each);
+            }
+            part[r][i] = seen ? _mm512_mask_blend_ps(seen[r * (BLOCK / 16) + i], nothing, v) : v;
+            highest[r] = _mm512_max_ps(highest[r], part[r][i]);
         }
-        part[i] = _mm512_mask_blend_ps(which, _mm512_set1_ps(-INFINITY), v);
-        highest = _mm512_max_ps(highest, part[i]);
     }
-    float most = _mm512_reduce_max_ps(highest), before = *maximum;
-    if (most < before) most = before;
-    if (most == -INFINITY) { /* nothing is visible yet */
-        memset(weights, 0, BLOCK * sizeof(bf16));
-        return 1;
+    __m128 old = _mm_loadu_ps(before), new = _mm_max_ps(old, highest_of(highest[0], highest[1], highest[2], highest[3]));
+    _mm_storeu_ps(most, new);
+    /* Where nothing is visible yet, weights are nothing and so is what they are taken from. */
+    __m128 level = _mm_max_ps(_mm_set1_ps(-1e38f), new);
+    _mm_storeu_ps(factors, _mm512_castps512_ps128(exp2_16(_mm512_castps128_ps512(_mm_sub_ps(old, level)))));
+    UNROLL for (int r = 0; r < rows; r++) {
+        __m512 from = _mm512_set1_ps(most[r] < -1e38f ? -1e38f : most[r]);
+        UNROLL for (int i = 0; i < BLOCK / 16; i++) {
+            __m512 e = exp2_16(_mm512_sub_ps(part[r][i], from));
+            sums[r] = _mm512_add_ps(sums[r], e);
+            store16(weights + r * BLOCK + 16 * i, e);
+        }
     }
-    __m512 sum = _mm512_setzero_ps();
-    UNROLL for (int i = 0; i < BLOCK / 16; i++) {
-        __mmask16 which = _mm512_cmp_ps_mask(part[i], _mm512_set1_ps(-INFINITY), _CMP_NEQ_UQ);
-        __m512 e = _mm512_maskz_mov_ps(which, exp16(_mm512_sub_ps(part[i], _mm512_set1_ps(most))));
-        sum = _mm512_add_ps(sum, e);
-        store16(weights + 16 * i, e);
+    float added[4];
+    _mm_storeu_ps(added, sums_of(sums[0], sums[1], sums[2], sums[3]));
+    UNROLL for (int r = 0; r < rows; r++) {
+        shrink[r] = factors[r];
+        total[r * stride] = total[r * stride] * factors[r] + added[r];
+        maximum[r * stride] = most[r];
     }
-    float shrink = before == -INFINITY ? 0 : expf(before - most);
-    *total = *total * shrink + _mm512_reduce_add_ps(sum);
-    *maximum = most;
-    return shrink;
 }
 
 /* state [heads, value_dim] = state * shrink + weights [heads, BLOCK] x values [count, value_dim]. Within 32
@@ -600,10 +640,11 @@ INLINE void decode_heads(
         int64_t count = end - block < BLOCK ? end - block : BLOCK;
         const bf16 *value = values + block * a->value_dim;
         block_scores(query, keys + block * a->dim, value, count, a->dim, a->value_dim, heads, scores);
-        UNROLL for (int g = 0; g < heads; g++) {
-            float *row = state + g * stride;
-            shrink[g] = weigh(scores + g * BLOCK, begin - block, count, a, row + a->value_dim, row + a->value_dim + 1, weights + g * BLOCK);
-        }
+        __mmask16 seen[4][BLOCK / 16];
+        visible(begin - block, count, seen[0]);
+        UNROLL for (int g = 1; g < heads; g++) memcpy(seen[g], seen[0], sizeof(seen[0]));
+        float *highest = state + a->value_dim;
+        weigh(scores, begin <= block && count == BLOCK ? NULL : seen[0], heads, a, highest, highest + 1, stride, weights, shrink);
         block_values(weights, shrink, value, keys + (block + BLOCK) * a->dim, count, a->dim, a->value_dim, heads, state, stride);
     }
 }
@@ -659,15 +700,15 @@ WIDE static void join_parts(const struct attention *a, int64_t row, int64_t head
     int64_t stride = a->value_dim + 2;
     for (int64_t g = 0; g < a->group; g++) {
         int64_t query_head = head * a->group + g;
-        float highest = a->sinks ? a->sinks[query_head] : -INFINITY, shares[parts];
+        float sink = a->sinks ? a->sinks[query_head] * LOG2E : -INFINITY, highest = sink, shares[parts];
         for (int64_t p = 0; p < parts; p++) {
             float maximum = state[(p * a->group + g) * stride + a->value_dim];
             if (maximum > highest) highest = maximum;
         }
-        float total = a->sinks ? expf(a->sinks[query_head] - highest) : 0;
+        float total = a->sinks ? exp2f(sink - highest) : 0;
         for (int64_t p = 0; p < parts; p++) {
             const float *s = state + (p * a->group + g) * stride;
-            shares[p] = expf(s[a->value_dim] - highest);
+            shares[p] = exp2f(s[a->value_dim] - highest);
             total += s[a->value_dim + 1] * shares[p];
         }
         bf16 *out = a->out.base + row * a->out.stride + query_head * a->value_dim;
@@ -703,17 +744,41 @@ struct scratch {
     float state[QUERIES * MOST_DIM], maximum[QUERIES], total[QUERIES], shrink[QUERIES];
 };
 
+/* Sixteen rows of sixteen 32-bit numbers, to columns. */
+INLINE void transpose16(__m512i *r) {
+    __m512i t[16];
+    UNROLL for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    UNROLL for (int i = 0; i < 16; i += 4) {
+        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    /* r[4i + j] holds columns j, 4 + j, 8 + j and 12 + j of rows 4i to 4i + 3. */
+    UNROLL for (int j = 0; j < 4; j++) {
+        __m512i even = _mm512_shuffle_i32x4(r[j], r[4 + j], 0x88), odd = _mm512_shuffle_i32x4(r[j], r[4 + j], 0xdd);
+        __m512i even2 = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0x88), odd2 = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0xdd);
+        t[j] = _mm512_shuffle_i32x4(even, even2, 0x88);
+        t[4 + j] = _mm512_shuffle_i32x4(odd, odd2, 0x88);
+        t[8 + j] = _mm512_shuffle_i32x4(even, even2, 0xdd);
+        t[12 + j] = _mm512_shuffle_i32x4(odd, odd2, 0xdd);
+    }
+    UNROLL for (int i = 0; i < 16; i++) r[i] = t[i];
+}
+
 /* Keys [count, dim] as panels of a product with them: each key is an output. */
 WIDE static void pack_keys(const bf16 *keys, int64_t count, int64_t dim, bf16 *out) {
-    const __m512i lanes = _mm512_mullo_epi32(
-        _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), _mm512_set1_epi32((int)dim / 2)
-    );
     for (int64_t key = 0; key < BLOCK; key += 16) {
-        __mmask16 there = below(count - key > 0 ? count - key : 0);
         bf16 *panel = out + key / PANEL * PANEL * dim + key % PANEL * 2;
-        for (int64_t pair = 0; pair < dim / 2; pair++) {
-            __m512i v = _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), there, lanes, keys + key * dim + 2 * pair, 4);
-            _mm512_storeu_si512(panel + pair * 2 * PANEL, v);
+        for (int64_t pair = 0; pair < dim / 2; pair += 16) {
+            __m512i rows[16];
+            UNROLL for (int i = 0; i < 16; i++)
+                rows[i] = key + i < count ? _mm512_loadu_si512(keys + (key + i) * dim + 2 * pair) : _mm512_setzero_si512();
+            transpose16(rows);
+            UNROLL for (int i = 0; i < 16; i++) _mm512_storeu_si512(panel + (pair + i) * 2 * PANEL, rows[i]);
         }
     }
 }
@@ -760,6 +825,28 @@ WIDE static void scaled_products(
         }
 }
 
+/* Up to four rows of a tile, from `row` on. */
+WIDE static void weigh_tile(const struct attention *a, int64_t position, int64_t block, int64_t row, int64_t left, struct scratch *s) {
+    int rows = left < 4 ? (int)left : 4, whole = 1;
+    __mmask16 seen[4][BLOCK / 16];
+    for (int r = 0; r < rows; r++) {
+        int64_t own = position + (row + r) / a->group, first = first_seen(a, own) - block, end = own + 1 - block;
+        visible(first, end, seen[r]);
+        whole &= first <= 0 && end >= BLOCK;
+    }
+    const float *scores = s->scores + row * BLOCK;
+    bf16 *weights = s->weights + row * BLOCK;
+    float *maximum = s->maximum + row, *total = s->total + row, *shrink = s->shrink + row;
+#define WEIGH(n) weigh(scores, whole ? NULL : seen[0], n, a, maximum, total, 1, weights, shrink)
+    switch (rows) {
+    case 1: WEIGH(1); break;
+    case 2: WEIGH(2); break;
+    case 3: WEIGH(3); break;
+    default: WEIGH(4);
+    }
+#undef WEIGH
+}
+
 /* `count` tokens from `row` on, of one slot and with neighbouring positions, for one key head. */
 WIDE static void attend_tile(const struct call *c, const struct attention *a, int64_t row, int64_t count, int64_t head, struct scratch *s) {
     int64_t rows = count * a->group, dim = a->dim, value_dim = a->value_dim, position = c->positions[row];
@@ -777,22 +864,16 @@ WIDE static void attend_tile(const struct call *c, const struct attention *a, in
         pack_keys(a->keys + (cached + block) * dim, keys, dim, s->keys);
         pack_values(a->values + (cached + block) * value_dim, keys, value_dim, s->values);
         scaled_products(s->query, dim, s->keys, dim / 2, BLOCK, rows, s->scores, BLOCK, NULL);
-        for (int64_t r = 0; r < rows; r++) {
-            int64_t own = position + r / a->group;
-            s->shrink[r] = weigh(
-                s->scores + r * BLOCK, first_seen(a, own) - block, own + 1 - block, a, s->maximum + r, s->total + r,
-                s->weights + r * BLOCK
-            );
-        }
+        for (int64_t r = 0; r < rows; r += 4) weigh_tile(a, position, block, r, rows - r, s);
         scaled_products(s->weights, BLOCK, s->values, BLOCK / 2, value_dim, rows, s->state, value_dim, s->shrink);
     }
     for (int64_t r = 0; r < rows; r++) {
         int64_t query_head = head * a->group + r % a->group;
         float scale = 1;
         if (a->sinks) {
-            float highest = a->sinks[query_head] > s->maximum[r] ? a->sinks[query_head] : s->maximum[r];
-            scale = expf(s->maximum[r] - highest);
-            s->total[r] = s->total[r] * scale + expf(a->sinks[query_head] - highest);
+            float sink = a->sinks[query_head] * LOG2E, highest = sink > s->maximum[r] ? sink : s->maximum[r];
+            scale = exp2f(s->maximum[r] - highest);
+            s->total[r] = s->total[r] * scale + exp2f(sink - highest);
         }
         bf16 *out = a->out.base + (row + r / a->group) * a->out.stride + query_head * value_dim;
         for (int64_t i = 0; i < value_dim; i += 16)
@@ -809,13 +890,20 @@ struct workspace {
     struct scratch *scratch; /* one a thread, where there are chunks */
 };
 
-static int64_t tokens_of_tile(const struct attention *a) { return QUERIES / a->group > 0 ? QUERIES / a->group : 1; }
+/* Of a chunk of `length`: as many as fit, but so few that every thread has several tiles. A token's numbers do
+ * not depend on its tile. */
+static int64_t tokens_of_tile(const struct attention *a, int64_t length, int threads) {
+    int64_t most = QUERIES / a->group > 0 ? QUERIES / a->group : 1, least = 2 * TILE / a->group > 0 ? 2 * TILE / a->group : 1;
+    int64_t tiles = (4 * threads + a->kv_heads - 1) / a->kv_heads, tile = (length + tiles - 1) / tiles;
+    if (tile < least) tile = least;
+    return tile < most ? tile : most;
+}
 
 /* A tile of a chunk, for one key head. */
-static void attend_item(const struct call *c, const struct attention *a, int64_t item, struct scratch *scratch) {
-    int64_t tile = tokens_of_tile(a);
+static void attend_item(const struct call *c, const struct attention *a, int64_t item, int threads, struct scratch *scratch) {
     for (int64_t i = 0; i < c->chunk_count; i++) {
-        int64_t length = c->chunks[2 * i + 1], items = (length + tile - 1) / tile * a->kv_heads;
+        int64_t length = c->chunks[2 * i + 1], tile = tokens_of_tile(a, length, threads);
+        int64_t items = (length + tile - 1) / tile * a->kv_heads;
         if (item < items) {
             int64_t first = item / a->kv_heads * tile;
             attend_tile(c, a, c->chunks[2 * i] + first, length - first < tile ? length - first : tile, item % a->kv_heads, scratch);
@@ -825,11 +913,14 @@ static void attend_item(const struct call *c, const struct attention *a, int64_t
     }
 }
 
-static void attend(const struct call *c, const struct op *op, struct workspace *w, int thread, atomic_long *next) {
+static void attend(const struct call *c, const struct op *op, struct workspace *w, int thread, int threads, atomic_long *next) {
     struct attention a = attention(c, op);
     int64_t stride = a.group * (a.value_dim + 2), decode_items = c->decodes * a.kv_heads * w->most_parts;
-    int64_t tile = tokens_of_tile(&a), items = decode_items;
-    for (int64_t i = 0; i < c->chunk_count; i++) items += (c->chunks[2 * i + 1] + tile - 1) / tile * a.kv_heads;
+    int64_t items = decode_items;
+    for (int64_t i = 0; i < c->chunk_count; i++) {
+        int64_t length = c->chunks[2 * i + 1], tile = tokens_of_tile(&a, length, threads);
+        items += (length + tile - 1) / tile * a.kv_heads;
+    }
     for (;;) {
         /* From the end: a chunk's last tile sees the most keys, and tiles take longer than decode rows. */
         int64_t item = items - 1 - atomic_fetch_add_explicit(next, 1, memory_order_relaxed);
@@ -837,7 +928,7 @@ static void attend(const struct call *c, const struct op *op, struct workspace *
         if (item < decode_items) {
             struct part part = part_of(c, &a, item, w->most_parts);
             decode_part(c, &a, &part, w->parts + item * stride);
-        } else attend_item(c, &a, item - decode_items, w->scratch + thread);
+        } else attend_item(c, &a, item - decode_items, threads, w->scratch + thread);
     }
 }
 
@@ -893,7 +984,7 @@ static void run_thread(const struct call *c, struct workspace *w, struct team *t
         case ATTENTION:
             cache_rows(c, op, first, end);
             meet(team);
-            attend(c, op, w, thread, &team->next[turn]);
+            attend(c, op, w, thread, team->size, &team->next[turn]);
             meet(team);
             if (thread == 0) atomic_store_explicit(&team->next[turn], 0, memory_order_relaxed);
             turn = !turn;

@@ -8,7 +8,7 @@ WEIGHT = 0.2
 FIRST_GUESS = 64
 """Prompt tokens of a step before anything was measured."""
 
-LEAST = 16
+LEAST = 8
 """Prompt tokens that a step may always read: a prompt must come to its end."""
 
 

@@ -98,6 +98,11 @@ class Settings(BaseModel):
         description="Record a packed model's forward when it is loaded and run it as fused operations, on a "
         "CPU. The first start takes seconds longer; later ones find the recording in the cache.",
     )
+    engine_cuda_graphs: bool = Field(
+        True,
+        description="On a GPU: capture a packed model's decode steps as CUDA graphs when it is loaded, and "
+        "replay them.",
+    )
     engine_int8: bool = Field(
         False,
         description="On a CPU that can: a packed model's linear layers in 8-bit integers, with a scale for "

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch.nn import functional
@@ -21,6 +21,7 @@ from torch.nn import functional
 from . import kernels
 from .kv_cache import LayerShape, SlotKVCache
 from .sequence import Batch, Chunk
+from .transfer import send_all
 
 GROUP_COST = 300
 """What a call costs beside its arithmetic, in tokens of one slot: decides when a shorter row is worth
@@ -78,8 +79,20 @@ def _cost(group: DecodeGroup) -> int:
     return GROUP_COST + (group.end_slot - group.first_slot) * group.length
 
 
+class _Layout(NamedTuple):
+    """A group's slots from the first to the last, holes included, and its rows."""
+
+    lengths: torch.Tensor
+    """Keys that each slot sees. A hole sees the first, whatever it is: a row without any would be NaN."""
+    row_of_slot: torch.Tensor
+    slot_of_row: torch.Tensor
+
+
 class StepPlan:
     """Where one step's tokens are written and what they see. Lives for one forward pass."""
+
+    native = True
+    """Whether the compiled kernel, which wants numbers of the host too, may attend."""
 
     def __init__(self, batch: Batch, *, device: torch.device, dtype: torch.dtype) -> None:
         self._batch = batch
@@ -92,15 +105,20 @@ class StepPlan:
         """Rows that a compiled kernel attends one by one: those, and drafts, each after those before it."""
         self.checking = batch.checking
         self.prefill = batch.prefill
-        self.write_slots = self._ids([c.slot for c in batch.chunks for _ in range(c.length)])
-        self.write_positions = self._ids([p for c in batch.chunks for p in range(c.start, c.end)])
-        rows = list(accumulate(chunk.length for chunk in batch.chunks))
-        self.logit_rows = self._ids(
-            [
-                row
-                for end, chunk in zip(rows, batch.chunks, strict=True)
-                for row in range(end - chunk.logit_rows, end)
-            ]
+        chunks = batch.chunks
+        rows = accumulate(chunk.length for chunk in chunks)
+        self.ids, self.write_slots, self.write_positions, self.logit_rows = send_all(
+            (
+                [token for chunk in chunks for token in chunk.token_ids],
+                [chunk.slot for chunk in chunks for _ in range(chunk.length)],
+                [position for chunk in chunks for position in range(chunk.start, chunk.end)],
+                [
+                    row
+                    for end, chunk in zip(rows, chunks, strict=True)
+                    for row in range(end - chunk.logit_rows, end)
+                ],
+            ),
+            device,
         )
         self._decode_masks: dict[int | None, list[torch.Tensor | None]] = {}
         self._prefill_masks: dict[int | None, list[torch.Tensor | None]] = {}
@@ -130,8 +148,23 @@ class StepPlan:
         return max(chunk.end for chunk in self._batch.decoding + self.checking)
 
     @cached_property
-    def _gathers(self) -> list[tuple[torch.Tensor, torch.Tensor] | None]:
-        return [self._gather(group) for group in self.groups]
+    def _layouts(self) -> list[_Layout]:
+        """Of all groups, in one copy to the device."""
+        lists = []
+        for group in self.groups:
+            width = group.end_slot - group.first_slot
+            lengths, row_of_slot = [1] * width, [0] * width
+            slot_of_row = [slot - group.first_slot for slot in group.slots]
+            for row, slot in enumerate(slot_of_row):
+                lengths[slot], row_of_slot[slot] = group.lengths[row], row
+            lists += [lengths, row_of_slot, slot_of_row]
+        sent = iter(send_all(lists, self._device))
+        return [_Layout(*fields) for fields in zip(sent, sent, sent, strict=True)]
+
+    @cached_property
+    def places(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The slot and the position of each token, [T] int32."""
+        return self.write_slots.int(), self.write_positions.int()
 
     def on(self, device: torch.device) -> StepPlan:
         """The same plan for layers on this device: a model may be spread over several."""
@@ -141,14 +174,33 @@ class StepPlan:
             self._elsewhere[device] = StepPlan(self._batch, device=device, dtype=self._dtype)
         return self._elsewhere[device]
 
-    def gather(self, index: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """For a group with holes: (row of each slot, slot of each row); None without."""
-        return self._gathers[index]
+    def attend_decodes(
+        self,
+        call: LayerCall,
+        rows: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        output: torch.Tensor,
+    ) -> None:
+        """Decode rows [R, heads, dim] over views of a layer's cache, into the first rows of output
+        [T, heads, value_dim].
+        """
+        for index, (group, mask) in enumerate(zip(self.groups, self._masks_of(call.window), strict=True)):
+            taken = slice(group.first_row, group.first_row + group.rows)
+            where = (slice(group.first_slot, group.end_slot), slice(None), slice(group.length))
+            if group.has_holes:
+                _, row_of_slot, slot_of_row = self._layouts[index]
+                spread = call.kernel.decode(rows[taken][row_of_slot], keys[where], values[where], mask)
+                output[taken] = spread[slot_of_row]
+            else:
+                output[taken] = call.kernel.decode(rows[taken], keys[where], values[where], mask)
 
-    def decode_masks(self, window: int | None) -> list[torch.Tensor | None]:
+    def _masks_of(self, window: int | None) -> list[torch.Tensor | None]:
         """One additive mask a group, [slots, 1, 1, length], None where every row sees everything."""
         if window not in self._decode_masks:
-            self._decode_masks[window] = [self._decode_mask(group, window) for group in self.groups]
+            self._decode_masks[window] = [
+                self._decode_mask(index, group, window) for index, group in enumerate(self.groups)
+            ]
         return self._decode_masks[window]
 
     def prefill_masks(self, window: int | None) -> list[torch.Tensor | None]:
@@ -160,25 +212,17 @@ class StepPlan:
             self._prefill_masks[window] = [self._prefill_mask(chunk, window) for chunk in chunks]
         return self._prefill_masks[window]
 
-    def _gather(self, group: DecodeGroup) -> tuple[torch.Tensor, torch.Tensor] | None:
-        if not group.has_holes:
-            return None
-        row_of_slot = [0] * (group.end_slot - group.first_slot)
-        for row, slot in enumerate(group.slots):
-            row_of_slot[slot - group.first_slot] = row
-        return self._ids(row_of_slot), self._ids([slot - group.first_slot for slot in group.slots])
-
-    def _decode_mask(self, group: DecodeGroup, window: int | None) -> torch.Tensor | None:
+    def _decode_mask(self, index: int, group: DecodeGroup, window: int | None) -> torch.Tensor | None:
         shortest = min(group.lengths)
         windowed = window is not None and group.length > window
         if shortest == group.length and not group.has_holes and not windowed:
             return None
-        # A hole sees the first key, whatever it is: a row without any key would be NaN.
-        lengths = [1] * (group.end_slot - group.first_slot)
-        for slot, length in zip(group.slots, group.lengths, strict=True):
-            lengths[slot - group.first_slot] = length
-        ends = self._ids(lengths)[:, None]
-        keys = torch.arange(group.length, device=self._device)
+        return self._mask_beyond(self._layouts[index].lengths, group.length, window)
+
+    def _mask_beyond(self, lengths: torch.Tensor, longest: int, window: int | None) -> torch.Tensor:
+        """Additive mask [slots, 1, 1, longest] that leaves each slot its keys [slots], or their window."""
+        ends = lengths[:, None]
+        keys = torch.arange(longest, device=self._device)
         hidden = keys >= ends
         if window is not None:
             hidden |= keys < ends - window
@@ -189,9 +233,6 @@ class StepPlan:
             return None
         first = first_key(chunk, window)
         return causal_mask(chunk.start, chunk.end, first, window, dtype=self._dtype, device=self._device)
-
-    def _ids(self, values: list[int]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.long, device=self._device)
 
 
 def first_key(chunk: Chunk, window: int | None) -> int:
@@ -248,17 +289,36 @@ class LayerCall:
     kernel: Kernel
 
 
+class SlotBackend(Protocol):
+    """A way to attend over the slots."""
+
+    def attend(
+        self,
+        call: LayerCall,
+        plan: StepPlan,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        cache: SlotKVCache,
+    ) -> torch.Tensor:
+        """Store the step's keys and values, [1, kv_heads, T, dim], and attend: [1, T, heads, value_dim]."""
+        ...
+
+
 class SlotAttention:
     """The attention function of one runner: transformers calls it once per layer.
 
-    Before a forward pass the runner sets `plan`. Without a cache it records each layer's shape and attends
+    A forward pass goes by `plan`. Without a cache it records each layer's shape and attends
     causally over the tokens at hand: the probe.
     """
 
     def __init__(self) -> None:
         self.plan: StepPlan | None = None
         self.cache: SlotKVCache | None = None
+        self.backend: SlotBackend = TorchBackend()
         self.shapes: dict[int, LayerShape] = {}
+        self.probed: list[LayerCall] = []
+        """What the calls of the probe asked for."""
         self.calls: Sequence[LayerCall] = []
         """What the calls of the recorded forward ask for, by their numbers."""
         self._recorded: list[LayerCall] | None = None
@@ -271,6 +331,15 @@ class SlotAttention:
             yield
         finally:
             self._recorded = None
+
+    @contextmanager
+    def planned(self, plan: StepPlan) -> Iterator[None]:
+        """A forward pass goes by this plan."""
+        self.plan = plan
+        try:
+            yield
+        finally:
+            self.plan = None
 
     def bound(self, number: int) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
         """The attention of this one of `calls`."""
@@ -299,6 +368,7 @@ class SlotAttention:
             return SLOT_ATTENTION(query, key, value, len(self._recorded) - 1), None
         if self.cache is None or self.plan is None:
             self.shapes[layer] = _layer_shape(key, value)
+            self.probed.append(call)
             end = query.shape[2]
             mask = causal_mask(0, end, 0, sliding_window, dtype=query.dtype, device=query.device)
             return call.kernel.prefill(query, key, value, mask).transpose(1, 2), None
@@ -310,25 +380,40 @@ class SlotAttention:
         """Store the step's keys and values, [1, kv_heads, T, dim], and attend: [1, T, heads, value_dim]."""
         assert self.cache is not None
         assert self.plan is not None
-        plan = self.plan.on(query.device)
-        self.cache.write(
+        return self.backend.attend(call, self.plan.on(query.device), query, key, value, self.cache)
+
+
+class TorchBackend:
+    """By torch's operations, or on a CPU by the compiled kernel."""
+
+    def attend(
+        self,
+        call: LayerCall,
+        plan: StepPlan,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        cache: SlotKVCache,
+    ) -> torch.Tensor:
+        """As `SlotBackend`."""
+        cache.write(
             call.layer,
             plan.write_slots,
             plan.write_positions,
             key[0].transpose(0, 1),
             value[0].transpose(0, 1),
         )
-        keys, values = self.cache.keys[call.layer], self.cache.values[call.layer]
+        keys, values = cache.keys[call.layer], cache.values[call.layer]
         _, heads, tokens, _ = query.shape
         output = query.new_empty(1, tokens, heads, values.shape[-1])
-        native = call.kernel.is_native(query, keys, values)
+        native = plan.native and call.kernel.is_native(query, keys, values)
         single = plan.single if native else plan.decodes
         if single:
             rows = query[0].transpose(0, 1)[:single]
             if native:
                 call.kernel.decode_slots(rows, keys, values, plan, output[0], call.window)
             else:
-                _attend_in_groups(call, plan, rows, keys, values, output[0])
+                plan.attend_decodes(call, rows, keys, values, output[0])
         if single < tokens:
             _attend_to_chunks(call, plan, single, query, keys, values, output[0])
         return output
@@ -345,27 +430,6 @@ class BoundAttention:
 
     def __call__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         return self._attend(self.call, query, key, value)
-
-
-def _attend_in_groups(
-    call: LayerCall,
-    plan: StepPlan,
-    rows: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    output: torch.Tensor,
-) -> None:
-    """Decode rows [R, heads, dim] over views of the cache, into output [T, heads, value_dim]."""
-    for index, (group, mask) in enumerate(zip(plan.groups, plan.decode_masks(call.window), strict=True)):
-        taken = slice(group.first_row, group.first_row + group.rows)
-        where = (slice(group.first_slot, group.end_slot), slice(None), slice(group.length))
-        gather = plan.gather(index)
-        if gather is None:
-            output[taken] = call.kernel.decode(rows[taken], keys[where], values[where], mask)
-        else:
-            row_of_slot, slot_of_row = gather
-            spread = call.kernel.decode(rows[taken][row_of_slot], keys[where], values[where], mask)
-            output[taken] = spread[slot_of_row]
 
 
 def _attend_to_chunks(

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 
 import torch
-from transformers import (
-    EncoderNoRepeatNGramLogitsProcessor,
-    GenerationConfig,
-    LogitsProcessor,
-    NoBadWordsLogitsProcessor,
-    NoRepeatNGramLogitsProcessor,
-    PreTrainedModel,
-)
+from transformers import GenerationConfig, PreTrainedModel
 
 from .sequence import Sequence
+from .transfer import Places
 
 log = logging.getLogger(__name__)
 
@@ -55,14 +50,20 @@ class Constraints:
         self._suppressed_first = self._known(_ids(config.begin_suppress_tokens))
         self._encoder_ngram = 0 if decoder_start is None else config.encoder_no_repeat_ngram_size or 0
         self._min_new = config.min_new_tokens or 0
-        words = [word for word in config.bad_words_ids or [] if self._known(word) == word]
-        self._processors = _processors(config.no_repeat_ngram_size, words, self._eos)
+        self._ngram = config.no_repeat_ngram_size or 0
+        self._bad_ends: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        """The last tokens of bad words by those before it."""
+        for word in config.bad_words_ids or []:
+            if word and self._known(word) == word and not (len(word) == 1 and word[0] in self._eos):
+                self._bad_ends[tuple(word[:-1])].append(word[-1])
+        self._bad_lengths = sorted({len(beginning) for beginning in self._bad_ends})
 
     @property
     def active(self) -> bool:
         """Whether there are any."""
         return bool(
-            self._processors
+            self._ngram
+            or self._bad_ends
             or self._encoder_ngram
             or self._suppressed
             or self._suppressed_first
@@ -72,23 +73,45 @@ class Constraints:
             or self._min_new
         )
 
-    def apply(self, logits: torch.Tensor, sequence: Sequence) -> None:
-        """Change one sequence's logits [vocab], float32, in place."""
-        ids = self._ids_of(sequence)
-        given = torch.tensor([ids], device=logits.device)
-        for processor in self._processors_of(sequence):
-            logits.copy_(processor(given, logits[None])[0])
-        short = len(ids) < self._min_length or sequence.num_output < self._min_new
-        if short and not sequence.params.ignore_eos:
-            logits[self._eos] = NEGATIVE_INFINITY
-        if self._forced_bos is not None and sequence.num_output == 0:
-            _force(logits, [self._forced_bos])
-        last = sequence.num_output == sequence.params.max_tokens - 1
-        if self._forced_eos and last and not sequence.params.ignore_eos:
-            _force(logits, self._forced_eos)
-        logits[self._suppressed] = NEGATIVE_INFINITY
-        if sequence.num_output == (0 if self._forced_bos is None else 1):
-            logits[self._suppressed_first] = NEGATIVE_INFINITY
+    def apply(self, logits: torch.Tensor, *sequences: Sequence) -> None:
+        """Change logits [sequences, vocab], float32, in place; one sequence's may be [vocab]."""
+        logits = logits.view(len(sequences), logits.shape[-1])
+        forced, hidden = Places(), Places()
+        for row, sequence in enumerate(sequences):
+            only, never = self._demands(sequence)
+            forced.add(row, only)
+            # An embedding may have more tokens than a model has logits for.
+            hidden.add(row, [token for token in never if token < logits.shape[-1]])
+        if forced:
+            where, _ = forced.on(logits.device)
+            logits[where[0]] = NEGATIVE_INFINITY
+            logits[where] = 0.0
+        if hidden:
+            where, _ = hidden.on(logits.device)
+            logits[where] = NEGATIVE_INFINITY
+
+    def _demands(self, sequence: Sequence) -> tuple[list[int], list[int]]:
+        """The only tokens that may come next, none for all; and those of them that may not."""
+        ids, count, params = self._ids_of(sequence), sequence.num_output, sequence.params
+        only: list[int] = []
+        never: list[int] = []
+        if self._encoder_ngram:
+            never += _completions(sequence.tokens[: sequence.prompt_length], ids, self._encoder_ngram)
+        if self._ngram:
+            never += _completions(ids, ids, self._ngram)
+        for length in self._bad_lengths:
+            never += self._bad_ends.get(tuple(ids[max(0, len(ids) - length) :]), ())
+        short = len(ids) < self._min_length or count < self._min_new
+        if short and not params.ignore_eos:
+            never += self._eos
+        if self._forced_bos is not None and count == 0:
+            only, never = [self._forced_bos], []
+        if self._forced_eos and count == params.max_tokens - 1 and not params.ignore_eos:
+            only, never = self._forced_eos, []
+        never += self._suppressed
+        if count == (0 if self._forced_bos is None else 1):
+            never += self._suppressed_first
+        return only, never
 
     def _known(self, ids: list[int]) -> list[int]:
         """Those that can be generated."""
@@ -98,12 +121,6 @@ class Constraints:
         if unknown:
             log.warning("the generation config names tokens that the model does not have: %s", unknown)
         return [token for token in ids if 0 <= token < self._size]
-
-    def _processors_of(self, sequence: Sequence) -> list[LogitsProcessor]:
-        if not self._encoder_ngram:
-            return self._processors
-        prompt = torch.tensor([sequence.tokens[: sequence.prompt_length]])
-        return [*self._processors, EncoderNoRepeatNGramLogitsProcessor(self._encoder_ngram, prompt)]
 
     def _ids_of(self, sequence: Sequence) -> list[int]:
         if self._decoder_start is None:
@@ -121,21 +138,21 @@ def decoder_start(model: PreTrainedModel) -> int | None:
     return start[0] if isinstance(start, list) else start
 
 
-def _processors(ngram: int | None, words: list[list[int]], eos: list[int]) -> list[LogitsProcessor]:
-    processors: list[LogitsProcessor] = []
-    if ngram:
-        processors.append(NoRepeatNGramLogitsProcessor(ngram))
-    if words:
-        processors.append(NoBadWordsLogitsProcessor(words, torch.tensor(eos or [-1])))
-    return processors
+def _completions(text: list[int], ids: list[int], size: int) -> list[int]:
+    """What followed in a text wherever the last size - 1 of ids were: each would repeat `size` tokens."""
+    if size == 1:
+        return text
+    if len(ids) < size - 1:
+        return []
+    begun, last = ids[len(ids) - size + 1 :], ids[-1]
+    return [
+        text[end]
+        for end in range(size - 1, len(text))
+        if text[end - 1] == last and text[end - size + 1 : end] == begun
+    ]
 
 
 def _ids(value: int | Seq[int] | None) -> list[int]:
     if value is None:
         return []
     return [value] if isinstance(value, int) else list(value)
-
-
-def _force(logits: torch.Tensor, tokens: list[int]) -> None:
-    logits.fill_(NEGATIVE_INFINITY)
-    logits[tokens] = 0.0

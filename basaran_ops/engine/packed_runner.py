@@ -7,8 +7,8 @@ import itertools
 import logging
 import time
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from transformers import AttentionInterface, PreTrainedModel
@@ -16,10 +16,13 @@ from transformers import AttentionInterface, PreTrainedModel
 from ..errors import ModelLoadError
 from ..sampling_params import SamplingParams
 from .attention import SlotAttention, StepPlan
+from .capture import GraphBackend, backend_for
 from .context_fit import ContextWish, fit_context
+from .decode_graphs import DecodeGraphs
+from .flash import use_flash
 from .graph import CompiledForward, record
 from .kv_cache import SlotKVCache, bytes_per_token
-from .memory import available_bytes
+from .memory import available_bytes, free_unused
 from .probe import PROBE_TOKENS, RunnerUnfit, overflows, probe_ids, relative_error, tolerance
 from .recording_file import RecordingFile
 from .sequence import Batch, Chunk, Sequence
@@ -53,15 +56,16 @@ class PackedRunner:
         wish: ContextWish,
         *,
         compiled: bool = False,
+        graphs: bool = False,
         exclusive: bool = False,
         int8: bool = False,
         kept: RecordingFile | None = None,
         progress: Callable[[str], None] = lambda stage: None,
     ) -> None:
-        """`compiled`: record the forward and fuse it, where that can be done (on a CPU). `exclusive`: nobody
-        else uses the model, so that its own copies of what is recorded can go. `int8`: linear layers in 8
-        bits, or ModelLoadError. `kept`: where the recording is kept from start to start. `progress`: is
-        told before its forward is recorded.
+        """`compiled`: record the forward and fuse it, where that can be done (on a CPU). `graphs`: capture
+        decode steps, where that can be done (on one GPU). `exclusive`: nobody else uses the model, so that
+        its own copies of what is recorded can go. `int8`: linear layers in 8 bits, or ModelLoadError. `kept`:
+        where the recording is kept from start to start. `progress`: is told before anything is recorded.
         """
         if model.config.is_encoder_decoder:
             raise RunnerUnfit(f"{type(model).__name__} is an encoder-decoder model")
@@ -75,13 +79,14 @@ class PackedRunner:
         self.may_overflow = overflows(model)
         self._attention = SlotAttention()
         self._compiled: CompiledForward | None = None
+        self._graphs: DecodeGraphs | None = None
         self._int8 = int8
         self._kept = kept
         self._progress = progress
         own_attention = model.config._attn_implementation  # noqa: SLF001 - it has no public name
         try:
             with torch.inference_mode():
-                self._take_over(wish, compiled=compiled and self._device.type == "cpu")
+                self._take_over(wish, compiled=compiled and self._device.type == "cpu", graphs=graphs)
         except ModelLoadError:
             model.set_attn_implementation(own_attention)
             raise
@@ -92,7 +97,7 @@ class PackedRunner:
         if exclusive:
             self._release()
 
-    def _take_over(self, wish: ContextWish, *, compiled: bool) -> None:
+    def _take_over(self, wish: ContextWish, *, compiled: bool, graphs: bool) -> None:
         reference = self._reference_logits()
         self.output_size = reference.shape[-1]
         implementation = next(_names)
@@ -115,8 +120,31 @@ class PackedRunner:
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise ModelLoadError(f"the cache cannot be allocated: {error}") from error
         self._check_chunks(reference)
+        use_flash(self._attention, lambda: self._check_chunks(reference))
         if compiled:
             self._compile(reference)
+        backend = backend_for({shape.device for shape in self._attention.shapes.values()}) if graphs else None
+        if backend is not None:
+            self._capture(backend, reference)
+
+    def _capture(self, backend: GraphBackend, reference: torch.Tensor) -> None:
+        """Replay decode steps from now on, if they can be captured and give the same logits."""
+        started = time.perf_counter()
+        self._progress("capturing its decode steps")
+        try:
+            # Not bound to the runner, which would then live as long as its graphs do.
+            forward = partial(_forward, self._model)
+            self._graphs = DecodeGraphs(forward, self._attention, backend, self._model.dtype)
+            self._check_chunks(reference)
+        except Exception as error:
+            self._graphs = None
+            free_unused()
+            log.warning(
+                "its decode steps run without CUDA graphs: %s: %s", type(error).__name__, first_line(error)
+            )
+            return
+        seconds = time.perf_counter() - started
+        log.info("its decode steps are %d CUDA graphs, captured in %.1f s", len(self._graphs), seconds)
 
     def _compile(self, reference: torch.Tensor) -> None:
         """Run the recorded forward from now on, if it can be recorded and gives the same logits."""
@@ -156,31 +184,17 @@ class PackedRunner:
 
     def run(self, batch: Batch) -> torch.Tensor:
         """Logits [rows, vocab], float32: each chunk's last `logit_rows` tokens, chunk by chunk."""
-        ids = [token for chunk in batch.chunks for token in chunk.token_ids]
-        with torch.inference_mode(), self._planned(batch) as plan:
-            assert self._attention.cache is not None
+        assert self._attention.cache is not None
+        with torch.inference_mode():
             for copy in batch.copies:
                 self._attention.cache.copy(copy.source, copy.target, copy.length)
-            logits = self._forward(
-                torch.tensor([ids], device=self._device), plan.write_positions[None], plan.logit_rows
-            )
+            logits = None if self._graphs is None else self._graphs.run(batch)
+            if logits is None:
+                plan = StepPlan(batch, device=self._device, dtype=self._model.dtype)
+                with self._attention.planned(plan):
+                    forward = self._compiled or partial(_forward, self._model)
+                    logits = forward(plan.ids[None], plan.write_positions[None], plan.logit_rows)
             return logits[0].float()
-
-    def _forward(self, ids: torch.Tensor, positions: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        if self._compiled is not None:
-            return self._compiled(ids, positions, rows)
-        output = self._model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=rows)
-        logits: torch.Tensor = output.logits
-        return logits
-
-    @contextmanager
-    def _planned(self, batch: Batch) -> Iterator[StepPlan]:
-        plan = StepPlan(batch, device=self._device, dtype=self._model.dtype)
-        self._attention.plan = plan
-        try:
-            yield plan
-        finally:
-            self._attention.plan = None
 
     # -- the probe ------------------------------------------------------------------------------------
 
@@ -219,3 +233,11 @@ class PackedRunner:
                 f"{type(self._model).__name__} gives other logits when run packed (relative error "
                 f"{error:.1e}): its attention does something that the packed runner does not know"
             )
+
+
+def _forward(
+    model: PreTrainedModel, ids: torch.Tensor, positions: torch.Tensor, rows: torch.Tensor
+) -> torch.Tensor:
+    output = model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=rows)
+    logits: torch.Tensor = output.logits
+    return logits

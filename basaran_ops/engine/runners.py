@@ -58,6 +58,7 @@ def choose_runner(
                 model,
                 wish,
                 compiled=compiled,
+                graphs=settings.engine_cuda_graphs and not changes,
                 exclusive=exclusive,
                 int8=settings.engine_int8,
                 kept=kept,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Seq
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from ..sampling_params import SamplingParams
 from .constraints import Constraints
 from .sequence import Sequence
+from .transfer import Places, send
 
 CANDIDATES = 1024
 """Likeliest tokens looked at first for top_p; a full sort follows only where they hold too little mass."""
@@ -47,45 +49,74 @@ class Sampler:
         if rows:
             drawing = [sequences[row] for row in rows]
             if len(rows) < len(sequences):
-                index = torch.tensor(rows, device=logits.device)
+                index = send(rows, logits.device)
                 tokens[index] = _draw(_truncate(logits[index], drawing), drawing)
             else:
                 tokens = _draw(_truncate(logits, drawing), drawing)
         return tokens.tolist()
 
     def _adjust(self, logits: torch.Tensor, sequences: Seq[Sequence]) -> torch.Tensor:
-        rows = [
-            row
-            for row, sequence in enumerate(sequences)
-            if self._constraints is not None or sequence.params.adjusts_logits
-        ]
-        if not rows:
+        adjusting = {
+            row: sequence for row, sequence in enumerate(sequences) if sequence.params.adjusts_logits
+        }
+        if not adjusting and self._constraints is None:
             return logits
         logits = logits.clone()
-        for row in rows:
-            self._adjust_row(logits[row], sequences[row])
+        _add_biases(logits, adjusting)
+        self._hide_ends(logits, adjusting)
+        self._penalize_repetition(logits, adjusting)
+        _penalize_frequency(logits, adjusting)
+        if self._constraints is not None:
+            self._constraints.apply(logits, *sequences)
         return logits
 
-    def _adjust_row(self, row: torch.Tensor, sequence: Sequence) -> None:
-        """Change one sequence's logits [vocab] in place."""
-        params = sequence.params
-        if params.logit_bias:
-            ids, biases = zip(*params.logit_bias, strict=True)
-            row[list(ids)] += torch.tensor(biases, device=row.device)
-        if sequence.num_output < params.min_tokens:
-            row[[*params.stop_token_ids, *(() if params.ignore_eos else self._eos)]] = NEGATIVE_INFINITY
-        if params.repetition_penalty != 1:
-            tokens = sequence.tokens[sequence.prompt_length if self._separate else 0 :]
-            seen = torch.tensor(sorted(set(tokens)), device=row.device, dtype=torch.long)
-            logits = row[seen]
-            penalty = params.repetition_penalty
-            row[seen] = torch.where(logits > 0, logits / penalty, logits * penalty)
-        if sequence.counts and (params.frequency_penalty or params.presence_penalty):
-            generated = list(sequence.counts)
-            counts = torch.tensor([sequence.counts[token] for token in generated], device=row.device)
-            row[generated] -= counts * params.frequency_penalty + params.presence_penalty
-        if self._constraints is not None:
-            self._constraints.apply(row, sequence)
+    def _hide_ends(self, logits: torch.Tensor, sequences: Mapping[int, Sequence]) -> None:
+        places = Places()
+        for row, sequence in sequences.items():
+            params = sequence.params
+            if sequence.num_output < params.min_tokens:
+                places.add(row, (*params.stop_token_ids, *(() if params.ignore_eos else self._eos)))
+        if places:
+            where, _ = places.on(logits.device)
+            logits[where] = NEGATIVE_INFINITY
+
+    def _penalize_repetition(self, logits: torch.Tensor, sequences: Mapping[int, Sequence]) -> None:
+        places = Places()
+        for row, sequence in sequences.items():
+            penalty = sequence.params.repetition_penalty
+            if penalty != 1:
+                tokens = sequence.tokens[sequence.prompt_length if self._separate else 0 :]
+                seen = sorted(set(tokens))
+                # An embedding may have more tokens than a model has logits for.
+                seen = seen[: bisect_left(seen, logits.shape[-1])]
+                places.add(row, seen, [penalty] * len(seen))
+        if places:
+            where, (penalties,) = places.on(logits.device)
+            before = logits[where]
+            logits[where] = torch.where(before > 0, before / penalties, before * penalties)
+
+
+def _add_biases(logits: torch.Tensor, sequences: Mapping[int, Sequence]) -> None:
+    places = Places()
+    for row, sequence in sequences.items():
+        if sequence.params.logit_bias:
+            places.add(row, *zip(*sequence.params.logit_bias, strict=True))
+    if places:
+        where, (biases,) = places.on(logits.device)
+        logits[where] += biases
+
+
+def _penalize_frequency(logits: torch.Tensor, sequences: Mapping[int, Sequence]) -> None:
+    places = Places()
+    for row, sequence in sequences.items():
+        frequency, presence = sequence.params.frequency_penalty, sequence.params.presence_penalty
+        if sequence.counts and (frequency or presence):
+            size = len(sequence.counts)
+            counts = list(sequence.counts.values())
+            places.add(row, list(sequence.counts), counts, [frequency] * size, [presence] * size)
+    if places:
+        where, (times, frequencies, presences) = places.on(logits.device)
+        logits[where] -= times * frequencies + presences
 
 
 def _draw(logits: torch.Tensor, sequences: Seq[Sequence]) -> torch.Tensor:
@@ -93,7 +124,7 @@ def _draw(logits: torch.Tensor, sequences: Seq[Sequence]) -> torch.Tensor:
     # 23 bits, so that even the largest number times the total rounds to less than the total: rounding
     # cannot point past the last token that has any mass.
     numbers = [sequence.random.getrandbits(23) / 2**23 for sequence in sequences]
-    uniform = torch.tensor(numbers, dtype=torch.float32, device=logits.device)[:, None]
+    uniform = _column(numbers, logits)
     cumulative = torch.softmax(logits, dim=-1).cumsum_(dim=-1)
     threshold = uniform * cumulative[:, -1:]
     drawn = torch.searchsorted(cumulative, threshold, right=True)[:, 0]
@@ -112,7 +143,7 @@ def _truncate(logits: torch.Tensor, sequences: Seq[Sequence]) -> torch.Tensor:
         logits = logits.masked_fill(logits < floor, NEGATIVE_INFINITY)
     rows = [row for row, p in enumerate(params) if 0 < p.top_k < logits.shape[-1] or p.top_p < 1]
     if rows:
-        index = torch.tensor(rows, device=logits.device)
+        index = send(rows, logits.device)
         logits = logits.index_copy(0, index, _keep_top(logits[index], [params[row] for row in rows]))
     return logits
 
@@ -138,7 +169,7 @@ def _nucleus(
     vocab = logits.shape[-1]
     values, ids = logits.topk(size, dim=-1, sorted=True)
     ranks = torch.arange(size, device=logits.device)
-    limit = torch.tensor([min(limit, vocab) for limit in limits], device=logits.device)[:, None]
+    limit = send([min(limit, vocab) for limit in limits], logits.device)[:, None]
     values = values.masked_fill(ranks >= limit, NEGATIVE_INFINITY)
     # With top_k the candidates are all there is; without it the rest of the row has mass too.
     whole = torch.where(
@@ -157,4 +188,4 @@ def _nucleus(
 
 
 def _column(values: list[float], like: torch.Tensor) -> torch.Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
+    return send(values, like.device, like.dtype)[:, None]

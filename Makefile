@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help run clients tools test lint format check fuzz cycles bench models docs screenshots image-tools image image-test clean
+.PHONY: help run clients tools test lint format check fuzz fuzz-long overload soak cycles bench bench-long audit models docs screenshots image-tools image image-test clean
 
 help:  ## Say what the verbs do.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 13
@@ -46,12 +46,35 @@ check: lint test  ## All that must pass before a change lands.
 fuzz: .venv/installed-test  ## Send tens of thousands of generated requests to the API (half an hour).
 	$(BIN)/python -m tests.schema_fuzz 4000
 
+fuzz-long: .venv/installed-test  ## Drive the scheduler a million steps, and send 50,000 requests of any kind (an hour).
+	$(BIN)/python -m tests.fuzz.scheduler 1000000
+	$(BIN)/python -m tests.fuzz.requests 50000
+
+overload: .venv/installed-test  ## Ask far more of a server than it can do, for five minutes.
+	$(BIN)/python -m tests.faults.overload --minutes 5
+
+soak: .venv/installed-test  ## Mixed traffic and faults for an hour, and what they leave behind.
+	$(BIN)/python -m tests.faults.soak --minutes 60
+
 cycles: .venv/installed-test  ## Load and close a tiny model 1,000 times and tell what is left (minutes).
 	$(BIN)/python -W ignore -m tests.library.cycles 1000
 
-bench: .venv/installed-test  ## Measure throughput, latency and the parts of a step (quiet machine; half an hour).
+bench: .venv/installed-test  ## Measure steps, load, interference, prefixes, growth and start-up (quiet machine; an hour).
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.compare --workloads short,long,shared $(BENCH)
+	$(BIN)/python -m benchmarks.interference
+	$(BIN)/python -m benchmarks.prefix
+	$(BIN)/python -m benchmarks.startup --imports
+	$(BIN)/python -m benchmarks.growth
+
+bench-long: .venv/installed-test  ## Measure 64 and 256 clients, most of which wait for a slot (quiet machine).
+	$(BIN)/python -m benchmarks.compare --clients 64,256 --rounds 3 $(BENCH)
+
+# In an environment of its own: what looks for holes adds none to what is looked through.
+audit: .venv/installed-test  ## Look for known vulnerabilities in what is installed.
+	$(BIN)/python -m venv .venv/audit
+	.venv/audit/bin/python -m pip install --disable-pip-version-check --upgrade pip-audit
+	.venv/audit/bin/pip-audit --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 
 models: .venv/installed-test  ## Measure how every architecture runs and write docs/models.md (minutes).
 	$(BIN)/python -W ignore -m tests.engine.model_facts

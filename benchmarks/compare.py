@@ -8,24 +8,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
-
-from basaran_ops.checkpoint.default_model import default_model
-from basaran_ops.checkpoint.resolve import cache_directory
 from basaran_ops.settings import Settings
 
-from .load import IGNORE_EOS, Load, Target, run
+from .figures import median, quantile
+from .load import Load, Target, add_targets, run, targets
 from .processes import Usage, serve
-from .workloads import WORKLOADS, Words, Workload
+from .workloads import WORKLOADS, Words, Workload, default_words
 
 PORT = 8971
 TOKENS = 64
@@ -64,22 +60,11 @@ def _figures(load: Load, usage: Usage) -> Figures:
     tokens = sum(stream.tokens for stream in load.streams)
     return Figures(
         load.tokens_per_second,
-        *(_quantile(first, share) for share in (0.5, 0.95, 0.99)),
-        *(_quantile(gaps, share) for share in (0.5, 0.95, 0.99)),
+        *(quantile(first, share) for share in (0.5, 0.95, 0.99)),
+        *(quantile(gaps, share) for share in (0.5, 0.95, 0.99)),
         usage.cpu_seconds / tokens * 1000,
         usage.peak_bytes / 1e6,
     )
-
-
-def _quantile(values: Sequence[float], share: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
-
-
-def median(runs: Iterable[Figures]) -> Figures:
-    """Of each figure by itself."""
-    columns = zip(*(asdict(figures).values() for figures in runs), strict=True)
-    return Figures(*(statistics.median(column) for column in columns))
 
 
 def table(results: dict[tuple[str, int], dict[str, list[Figures]]], own: str) -> str:
@@ -108,19 +93,20 @@ def table(results: dict[tuple[str, int], dict[str, list[Figures]]], own: str) ->
     return "\n".join(lines)
 
 
+def capacity(clients: int, slots: int | None) -> dict[str, str]:
+    """Settings for so many clients: what has no slot waits, and none is refused."""
+    return {
+        "ENGINE_SLOTS": str(slots or min(clients, Settings().engine_slots)),
+        "SERVER_QUEUE_LIMIT": str(max(clients, Settings().server_queue_limit)),
+    }
+
+
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__)
-    parser.add_argument("--against", action="append", default=[], metavar="NAME=URL")
-    parser.add_argument("--against-model", default="default", help="the model's name at the other servers")
-    parser.add_argument(
-        "--fields",
-        action="append",
-        default=[],
-        metavar="NAME=JSON",
-        help='fields that make a server go on past the end of a text, if not {"ignore_eos": true}',
-    )
+    add_targets(parser)
     parser.add_argument("--clients", default="1,4,16,32", help="numbers of concurrent streams")
     parser.add_argument("--workloads", default="short", help=f"of {', '.join(WORKLOADS)}")
+    parser.add_argument("--slots", type=int, help="unset: one for each client, up to the default number")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--waves", type=int, help="requests of each client in a run")
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -132,37 +118,28 @@ def main(arguments: Sequence[str] = ()) -> None:
     options = parse(arguments or sys.argv[1:])
     clients = [int(number) for number in options.clients.split(",")]
     workloads = [WORKLOADS[name] for name in options.workloads.split(",")]
-    model = default_model(cache_directory(Settings()), False, print)
-    words = Words(Tokenizer.from_file(str(model / "tokenizer.json")))
-    fields = {name: json.loads(text) for name, _, text in (entry.partition("=") for entry in options.fields)}
-    targets = [
-        Target(name, url.rstrip("/"), options.against_model, fields=fields.get(name, IGNORE_EOS))
-        for name, _, url in (entry.partition("=") for entry in options.against)
-    ]
+    model, words = default_words()
+    servers = targets(options)
     results: dict[tuple[str, int], dict[str, list[Figures]]] = defaultdict(lambda: defaultdict(list))
     summary: dict[str, Any] = {}
     with ExitStack() as stack:
         if not options.without_own:
             context = max(workload.context for workload in workloads) + TOKENS + 64
-            url, seconds = stack.enter_context(
-                serve(
-                    PORT,
-                    {
-                        "MODEL": str(model),
-                        "ENGINE_SLOTS": str(max(clients)),
-                        "ENGINE_CONTEXT_LENGTH": str(context),
-                    },
-                )
-            )
+            settings = {
+                "MODEL": str(model),
+                "ENGINE_CONTEXT_LENGTH": str(context),
+                **capacity(max(clients), options.slots),
+            }
+            url, seconds = stack.enter_context(serve(PORT, settings))
             summary["ready_seconds"] = round(seconds, 2)
             print(f"ready after {seconds:.1f} s", flush=True)
-            targets.insert(0, Target("basaran_ops", url, "default"))
-        for target in targets:
+            servers.insert(0, Target("basaran_ops", url, "default"))
+        for target in servers:
             run(target, words.prompts(workloads[0], -1), clients=1, waves=1, tokens=8)
         for number in range(options.rounds):
             for workload in workloads:
                 for count in clients:
-                    for target in targets:
+                    for target in servers:
                         figures = measure(target, words, workload, count, number, options.waves)
                         results[workload.name, count][target.name].append(figures)
                         print(
@@ -173,8 +150,8 @@ def main(arguments: Sequence[str] = ()) -> None:
     if options.json:
         summary["runs"] = [
             {"workload": workload, "clients": count, "server": name, **asdict(figures)}
-            for (workload, count), servers in results.items()
-            for name, runs in servers.items()
+            for (workload, count), measured in results.items()
+            for name, runs in measured.items()
             for figures in runs
         ]
         options.json.write_text(json.dumps(summary, indent=2) + "\n")

@@ -6,10 +6,12 @@ its own, as some servers close theirs after a stream.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,10 +33,34 @@ class Target:
     """What makes it go on past the end of a text: there is no field that all servers know."""
 
 
+def add_targets(parser: argparse.ArgumentParser) -> None:
+    """The options that name other servers."""
+    parser.add_argument("--against", action="append", default=[], metavar="NAME=URL")
+    parser.add_argument("--against-model", default="default", help="the model's name at the other servers")
+    parser.add_argument(
+        "--fields",
+        action="append",
+        default=[],
+        metavar="NAME=JSON",
+        help='fields that make a server go on past the end of a text, if not {"ignore_eos": true}',
+    )
+
+
+def targets(options: argparse.Namespace) -> list[Target]:
+    """The other servers that were named."""
+    fields = {name: json.loads(text) for name, _, text in (entry.partition("=") for entry in options.fields)}
+    return [
+        Target(name, url.rstrip("/"), options.against_model, fields=fields.get(name, IGNORE_EOS))
+        for name, _, url in (entry.partition("=") for entry in options.against)
+    ]
+
+
 @dataclass(slots=True)
 class Stream:
     """When one request's events arrived, in seconds from its start."""
 
+    started: float = 0.0
+    """By `time.perf_counter`."""
     events: list[float] = field(default_factory=list)
     tokens: int = 0
     prompt_tokens: int = 0
@@ -66,13 +92,10 @@ def run(target: Target, prompts: Iterator[str], *, clients: int, waves: int, tok
 
 
 async def _run(target: Target, prompts: Iterator[str], clients: int, waves: int, tokens: int) -> Load:
-    connector = aiohttp.TCPConnector(limit=0, force_close=True)
-    headers = {"Authorization": f"Bearer {target.key}"} if target.key else {}
-    timeout = aiohttp.ClientTimeout(total=None)
-    async with aiohttp.ClientSession(connector=connector, headers=headers, timeout=timeout) as session:
+    async with connect(target) as session:
 
         async def client() -> list[Stream]:
-            return [await _stream(session, target, next(prompts), tokens) for _ in range(waves)]
+            return [await follow(session, target, next(prompts), tokens) for _ in range(waves)]
 
         started = time.perf_counter()
         groups = await asyncio.gather(*(client() for _ in range(clients)))
@@ -80,7 +103,29 @@ async def _run(target: Target, prompts: Iterator[str], clients: int, waves: int,
     return Load(tuple(stream for group in groups for stream in group), seconds)
 
 
-async def _stream(session: aiohttp.ClientSession, target: Target, prompt: str, tokens: int) -> Stream:
+@asynccontextmanager
+async def connect(target: Target) -> AsyncIterator[aiohttp.ClientSession]:
+    """A session for `follow`."""
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
+    headers = {"Authorization": f"Bearer {target.key}"} if target.key else {}
+    timeout = aiohttp.ClientTimeout(total=None)
+    async with aiohttp.ClientSession(connector=connector, headers=headers, timeout=timeout) as session:
+        yield session
+
+
+async def follow(
+    session: aiohttp.ClientSession,
+    target: Target,
+    prompt: str,
+    tokens: int,
+    *,
+    stream: Stream | None = None,
+    **fields: Any,
+) -> Stream:
+    """Ask for so many tokens and note when they come, in `stream` if one is given; `fields` of the request.
+
+    Raises RuntimeError if it fails, or gets fewer.
+    """
     body = {
         "model": target.model,
         "prompt": prompt,
@@ -89,9 +134,10 @@ async def _stream(session: aiohttp.ClientSession, target: Target, prompt: str, t
         "stream": True,
         "stream_options": {"include_usage": True},
         **target.fields,
+        **fields,
     }
-    stream = Stream()
-    started = time.perf_counter()
+    stream = stream or Stream()
+    started = stream.started = time.perf_counter()
     async with session.post(f"{target.url}/v1/completions", json=body) as response:
         if response.status != 200:
             raise RuntimeError(f"{target.name}: {response.status} {await response.text()}")

@@ -34,7 +34,7 @@ def serve(port: int, environ: Mapping[str, str]) -> Iterator[tuple[str, float]]:
             stderr=log,
         )
         try:
-            while not _is_ready(port + 1):
+            while not is_ready(port + 1):
                 if process.poll() is not None:
                     log.seek(0)
                     raise RuntimeError(log.read().decode(errors="replace"))
@@ -45,7 +45,8 @@ def serve(port: int, environ: Mapping[str, str]) -> Iterator[tuple[str, float]]:
             process.wait()
 
 
-def _is_ready(management_port: int) -> bool:
+def is_ready(management_port: int) -> bool:
+    """Whether the server behind this port takes requests."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{management_port}/readyz", timeout=5) as answer:
             return bool(answer.status == 200)

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 
 from tokenizers import Tokenizer
+
+from basaran_ops.checkpoint.default_model import default_model
+from basaran_ops.checkpoint.resolve import cache_directory
+from basaran_ops.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,3 +61,9 @@ class Words:
         while True:
             tokens = random.randint(workload.shortest, workload.longest)
             yield f"{shared} {self.text(random, tokens)}".strip()
+
+
+def default_words() -> tuple[Path, Words]:
+    """The default model's directory, and words of its tokenizer."""
+    model = default_model(cache_directory(Settings()), False, print)
+    return model, Words(Tokenizer.from_file(str(model / "tokenizer.json")))

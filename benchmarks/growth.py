@@ -67,6 +67,8 @@ class Axis:
     """What the cost is."""
     square: bool = False
     repeats: int = 5
+    limit: float = LIMIT
+    """Of its exponent."""
 
 
 def prefill_seconds(engine: Engine, tokens: int) -> float:
@@ -192,12 +194,14 @@ def text_axes(tokenizer: Tokenizer) -> Iterator[Axis]:
     kinds = {
         "greedy": (SamplingParams(temperature=0), 1),
         "temperature": (SamplingParams(), 1),
-        "top_p": (SamplingParams(top_p=0.9), 4),
+        "top_p": (SamplingParams(top_p=0.9), 5),
         "top_p, flat": (SamplingParams(top_p=0.9), 1),
     }
     for name, (params, spread) in kinds.items():
         cost = partial(sampler_seconds, params, spread)
-        yield Axis(f"vocabulary, {name}", VOCABULARIES, cost, "ms for 8 rows")
+        # What is flat is sorted, and outgrows the caches.
+        limit = LIMIT + 0.15 if "flat" in name else LIMIT
+        yield Axis(f"vocabulary, {name}", VOCABULARIES, cost, "ms for 8 rows", limit=limit)
     yield Axis("output tokens", OUTPUTS, partial(text_seconds, tokenizer, ()), "ms to text")
     words = [f" stop {number}" for number in range(max(STOPS))]
     yield Axis(
@@ -277,7 +281,7 @@ class Findings:
             costs, grown = measure(axis)
             print(report(axis, costs, grown), flush=True)
             self.results[axis.name] = {"sizes": axis.sizes, "seconds": costs, **asdict(grown)}
-            if grown.exponent > LIMIT and not axis.square:
+            if grown.exponent > axis.limit and not axis.square:
                 self.steep.append(axis.name)
 
     def compare_slots(self, engine: Engine) -> None:

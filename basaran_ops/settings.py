@@ -205,7 +205,10 @@ class Settings(BaseModel):
     @classmethod
     def _without_brackets(cls, host: str) -> str:
         """An IPv6 address may be written as in a URL."""
-        return host.removeprefix("[").removesuffix("]")
+        address = host.removeprefix("[").removesuffix("]")
+        if not address:
+            raise ValueError("there is no address in it")
+        return address
 
     @model_validator(mode="after")
     def _consistent(self) -> Settings:

@@ -60,7 +60,9 @@ class Tokenizer:
     @classmethod
     def load(cls, path: str, *, trust_remote_code: bool = False) -> Tokenizer:
         """Read the tokenizer in a directory. Raises ModelLoadError if there is none that can be read."""
-        from transformers import AutoTokenizer  # two seconds: see import_library
+        # Two seconds: see import_library. Not from the package itself, which puts another module in its own
+        # place while it is imported: who waits for another thread to do so gets the first, without the name.
+        from transformers.models.auto.tokenization_auto import AutoTokenizer
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -87,3 +89,23 @@ def test_a_text_too_long_for_any_tokens_is_seen_without_encoding() -> None:
     assert tokenizer.at_least_tokens(10 * longest) == 10
     tokenizer._backend.normalizer = normalizers.Strip()
     assert tokenizer.at_least_tokens(10**9) == 0, "it may shorten texts"
+
+
+WHILE_ANOTHER_IMPORTS = """
+import sys, threading, time
+from basaran_ops.text.tokenizer import Tokenizer, import_library
+
+other = threading.Thread(target=import_library)
+other.start()
+while "transformers" not in sys.modules:
+    time.sleep(0.0001)
+tokenizer = Tokenizer.load(sys.argv[1])
+other.join()
+print(tokenizer.decode(tokenizer.encode("cat")))
+"""
+
+
+def test_it_is_loaded_while_another_thread_imports_the_library(tiny_path: Path) -> None:
+    command = [sys.executable, "-c", WHILE_ANOTHER_IMPORTS, str(tiny_path)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.stdout == "cat\n", done.stderr

@@ -12,6 +12,8 @@ from typing import Any
 from ..errors import ModelLoadError
 from .infilling import Infilling
 
+_importing = threading.Lock()
+
 REPLACEMENT = "\ufffd"
 
 
@@ -60,9 +62,8 @@ class Tokenizer:
     @classmethod
     def load(cls, path: str, *, trust_remote_code: bool = False) -> Tokenizer:
         """Read the tokenizer in a directory. Raises ModelLoadError if there is none that can be read."""
-        # Two seconds: see import_library. Not from the package itself, which puts another module in its own
-        # place while it is imported: who waits for another thread to do so gets the first, without the name.
-        from transformers.models.auto.tokenization_auto import AutoTokenizer
+        import_library()
+        from transformers import AutoTokenizer
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(
@@ -161,6 +162,10 @@ class Tokenizer:
 
 
 def import_library() -> None:
-    """Import transformers now, while the engine loads, rather than when the model is ready."""
-    importlib.import_module("transformers.tokenization_utils_base")
-    importlib.import_module("transformers.models.auto.tokenization_auto")
+    """Import transformers, which takes two seconds: while the engine loads rather than when it is ready.
+
+    One thread does, and others wait: modules that import each other would be seen half made.
+    """
+    with _importing:
+        importlib.import_module("transformers.tokenization_utils_base")
+        importlib.import_module("transformers.models.auto.tokenization_auto")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import mmap
+from contextlib import suppress
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from . import kernels
@@ -82,7 +83,21 @@ def bytes_per_token(shapes: dict[int, LayerShape]) -> int:
 def _zeros(size: tuple[int, int, int, int], shape: LayerShape) -> torch.Tensor:
     if shape.device.type != "cpu":
         return torch.zeros(size, dtype=shape.dtype, device=shape.device)
-    # torch.zeros writes every page; numpy's come from the system as zero pages, which take memory only
-    # once they are written to. Eleven gigabytes took 30 s and all that memory, now neither.
     count = size[0] * size[1] * size[2] * size[3] * shape.dtype.itemsize
-    return torch.from_numpy(np.zeros(count, dtype=np.uint8)).view(shape.dtype).view(size)
+    return torch.frombuffer(_zero_pages(count), dtype=torch.uint8)[:count].view(shape.dtype).view(size)
+
+
+def _zero_pages(count: int) -> mmap.mmap:
+    """Zeroed bytes that take memory only as they are written to, a small page at a time. torch writes
+    every page at once, and numpy asks for huge ones, with which the first token of a slot zeroes all of it.
+
+    Raises MemoryError where the system does not give that much.
+    """
+    try:
+        pages = mmap.mmap(-1, max(count, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"no {count} bytes for keys and values: {error.strerror}") from error
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        with suppress(OSError):  # a kernel without huge pages
+            pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return pages

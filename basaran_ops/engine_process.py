@@ -42,6 +42,9 @@ def main() -> None:
     threading.Thread(target=_read, args=(connection, inbox), name="reader", daemon=True).start()
 
     def load(progress: Callable[[str], None]) -> tuple[SteppingEngine, ModelInfo]:
+        # Imports and models are objects that stay: to look among them for garbage again and again takes as
+        # long as a tenth of the start.
+        gc.disable()
         progress("importing torch")
         # Not at the top: this takes seconds, in which the server may already want us gone.
         from .checkpoint import resolve
@@ -50,9 +53,10 @@ def main() -> None:
         adopt_library_loggers()
         checkpoint = resolve(settings, progress)
         loaded = load_engine(checkpoint, settings, progress)
-        # What a model is made of stays: looking through it for garbage would only hold up a step.
+        # Nor would a step be held up by looking through what is left.
         gc.collect()
         gc.freeze()
+        gc.enable()
         return loaded
 
     try:

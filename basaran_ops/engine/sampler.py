@@ -14,7 +14,10 @@ from .sequence import Sequence
 from .transfer import Places, send
 
 CANDIDATES = 1024
-"""Likeliest tokens looked at first for top_p; a full sort follows only where they hold too little mass."""
+"""Likeliest tokens looked at first for top_p."""
+
+MORE = 8
+"""Times as many are looked at next, in the rows alone where these hold too little mass; then so many more."""
 
 NEGATIVE_INFINITY = float("-inf")
 
@@ -153,18 +156,23 @@ def _keep_top(logits: torch.Tensor, params: Seq[SamplingParams]) -> torch.Tensor
     vocab = logits.shape[-1]
     limits = [p.top_k or vocab for p in params]
     size = min(vocab, max(CANDIDATES, *(limit for limit in limits if limit < vocab), 0))
-    kept, enough = _nucleus(logits, limits, params, size)
-    if not enough:
-        kept, _ = _nucleus(logits, limits, params, vocab)
+    kept, undecided = _nucleus(logits, limits, params, size)
+    while undecided:
+        size = min(vocab, MORE * size)
+        index = send(undecided, logits.device)
+        own = [limits[row] for row in undecided], [params[row] for row in undecided]
+        part, still = _nucleus(logits[index], *own, size)
+        kept = kept.index_copy(0, index, part)
+        undecided = [undecided[row] for row in still]
     return kept
 
 
 def _nucleus(
     logits: torch.Tensor, limits: list[int], params: Seq[SamplingParams], size: int
-) -> tuple[torch.Tensor, bool]:
+) -> tuple[torch.Tensor, list[int]]:
     """Apply top_k and top_p among the `size` likeliest tokens of each row.
 
-    Returns the logits and whether `size` candidates were enough to decide every row.
+    Returns the logits, and the rows for which `size` candidates were not enough to decide.
     """
     vocab = logits.shape[-1]
     values, ids = logits.topk(size, dim=-1, sorted=True)
@@ -181,10 +189,10 @@ def _nucleus(
     # A token stays if the mass before it is below top_p: the smallest set that reaches top_p.
     dropped = (before >= top_p) & (top_p < 1)
     dropped[:, 0] = False
-    undecided = (limit > size) & ~dropped[:, -1:]
+    undecided = ((limit > size) & ~dropped[:, -1:])[:, 0]
     kept = torch.full_like(logits, NEGATIVE_INFINITY)
     kept.scatter_(-1, ids, values.masked_fill(dropped, NEGATIVE_INFINITY))
-    return kept, not bool(undecided.any())
+    return kept, undecided.nonzero()[:, 0].tolist()
 
 
 def _column(values: list[float], like: torch.Tensor) -> torch.Tensor:

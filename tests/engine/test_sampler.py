@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from basaran_ops.engine import sampler
-from basaran_ops.engine.sampler import Sampler
+from basaran_ops.engine.sampler import CANDIDATES, MORE, Sampler
 from basaran_ops.engine.sequence import Sequence
 from basaran_ops.sampling_params import SamplingParams
 
@@ -55,6 +55,20 @@ def test_what_can_be_sampled_is_what_transformers_would_keep(vocab: int, params:
     expected = reference(logits.clone(), params)
     assert torch.equal(kept.isinf(), expected.isinf())
     torch.testing.assert_close(kept, expected)
+
+
+def test_the_smallest_set_that_reaches_top_p_is_found_however_many_tokens_it_has() -> None:
+    torch.manual_seed(3)
+    spreads = torch.tensor([8.0, 0.1, 1.0, 3.0, 0.1, 2.0], dtype=torch.float64)
+    params = [SamplingParams(top_p=p) for p in (0.9, 0.999, 0.6, 0.95, 0.2, 0.99)]
+    logits = torch.randn(6, 20_000, dtype=torch.float64) * spreads[:, None]
+    kept = sampler._truncate(logits.clone(), sequences(*params))
+    counts = kept.isfinite().sum(dim=-1).tolist()
+    for row, param in enumerate(params):
+        assert torch.equal(kept[row : row + 1], reference(logits[row : row + 1], param))
+    # Some were found in each round.
+    rounds = [sum(count > size for size in (0, CANDIDATES, MORE * CANDIDATES)) for count in counts]
+    assert set(rounds) == {1, 2, 3}, counts
 
 
 def test_a_row_is_treated_alike_whatever_its_neighbours_ask() -> None:

@@ -54,6 +54,10 @@ class EngineStats:
     """Sequences holding a slot."""
     waiting: int = 0
     """Sequences queued for a slot."""
+    latest: int = 0
+    """Highest id of a sequence that the engine was given, 0 if none; ids rise."""
+    oldest: int = 0
+    """Lowest id of those that run or wait; 0 without any."""
     cached_tokens: int = 0
     """Tokens of running sequences in the KV cache."""
     prefix_queries: int = 0

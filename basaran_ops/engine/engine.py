@@ -160,6 +160,8 @@ class Engine:
             self.stats,
             running=len(self._scheduler.running),
             waiting=len(self._scheduler.waiting),
+            latest=self._scheduler.latest,
+            oldest=self._scheduler.oldest,
             cached_tokens=self._scheduler.cached_tokens,
             prefix_queries=self._scheduler.prefix_queries,
             prefix_hits=self._scheduler.prefix_hits,

@@ -50,6 +50,8 @@ class Scheduler(ABC):
         """Tokens that were guessed and checked."""
         self.accepted_tokens = 0
         """Of those, tokens that came true."""
+        self.latest = 0
+        """Highest id of a sequence that was added."""
         self.waiting: deque[Sequence] = deque()
         self.running: dict[int, Sequence] = {}
 
@@ -59,6 +61,12 @@ class Scheduler(ABC):
     @property
     def has_work(self) -> bool:
         return bool(self.running or self.waiting)
+
+    @property
+    def oldest(self) -> int:
+        """Lowest id of a sequence that runs or waits; 0 without any. Those that wait do so in their order."""
+        waiting = self.waiting[0].id if self.waiting else self.latest + 1
+        return min((*self.running, waiting)) if self.has_work else 0
 
     @property
     def cached_tokens(self) -> int:
@@ -78,6 +86,7 @@ class Scheduler(ABC):
                 f"a prompt of {sequence.prompt_length} tokens does not fit a context of {self.context_length}"
             )
         self.waiting.append(sequence)
+        self.latest = max(self.latest, sequence.id)
 
     def cancel(self, sequence_id: int) -> SequenceOutput | None:
         """End a sequence now and free its slot; None if it has ended already."""

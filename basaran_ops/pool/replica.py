@@ -256,6 +256,9 @@ class Replica:
                 else self.live.get(output.sequence_id)
                 for output in step.outputs
             ]
+            lost = self._take_lost(step.stats)
+        for stream, _ in lost:
+            stream.fail(EngineFailed("the engine has lost the request"))
         for entry, output in zip(entries, step.outputs, strict=True):
             if entry is None:
                 continue
@@ -264,6 +267,22 @@ class Replica:
                 stream.fail(EngineFailed(output.error or "the engine refused the sequence"))
             else:
                 stream.put(StreamOutput(index, output))
+
+    def _take_lost(self, stats: EngineStats) -> list[tuple[TokenStream, int]]:
+        """Sequences that the engine was given and has no more, although it told no end. Under the lock.
+
+        Found once all that are older have ended. Without this such a request would wait for as long as others
+        keep the engine going.
+        """
+        lost = []
+        while self.live:
+            # They are in the order in which they were given, so the first that the engine has is the end.
+            first = next(iter(self.live))
+            if first > stats.latest or 0 < stats.oldest <= first:
+                break
+            log.error("engine %d has lost sequence %d", self.number, first)
+            lost.append(self.live.pop(first))
+        return lost
 
     def _change(self, state: ReplicaState, stage: str) -> None:
         with self._lock:

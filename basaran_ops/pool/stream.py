@@ -32,6 +32,8 @@ class TokenStream:
         self._live = size
         self._cancel = cancel
         self._closed = False
+        self._failure: BasaranError | None = None
+        """Taken with outputs, which go first."""
         self.submitted_at = time.monotonic()
         self.begun = False
         """Whether it has had an output."""
@@ -51,14 +53,14 @@ class TokenStream:
         if self._live == 0:
             return []
         try:
-            outputs = [self._accept(self._queue.get(timeout=timeout))]
+            outputs = [self._accept(self._failure or self._queue.get(timeout=timeout))]
         except Empty:
             return None
         while self._live and not self._queue.empty():
             event = self._queue.get_nowait()
             if isinstance(event, BasaranError):
-                # What was taken goes first; the error is raised by the next call.
-                self._queue.put(event)
+                # Raised by the next call. Not put back: another may be there, and the first counts.
+                self._failure = event
                 break
             outputs.append(self._accept(event))
         return outputs

@@ -87,7 +87,7 @@ class CountingEngine(FakeEngine):
     def cancel(self, sequence_id: int) -> SequenceOutput | None:
         output = super().cancel(sequence_id)
         # There may be no next step, to tell of it.
-        self.stats = replace(self.stats, running=len(self.running))
+        self.tell(self.stats.step)
         return output
 
 

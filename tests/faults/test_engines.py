@@ -80,18 +80,18 @@ def test_a_slot_that_is_not_given_back_is_found_and_the_engine_replaced(
     assert "1 slots leaked" in real_server.log.read_text()
 
 
-def test_a_sequence_that_is_forgotten_ends_by_the_stall_timeout(
-    counting_server: RunningServer, table: Table
+def test_a_sequence_that_is_forgotten_is_told_so_while_others_go_on(
+    real_server: RunningServer, table: Table
 ) -> None:
     forgotten = SHORT | {"prompt": prompt_for(Fault.FORGET), "max_tokens": 500}
+    before = engines_of(real_server)
     others = SHORT | {"max_tokens": 500}
-    with fault(
-        counting_server, table, "sequence forgotten by the engine", in_flight=4, body=others
-    ) as happening:
+    with fault(real_server, table, "sequence forgotten by the engine", in_flight=3, body=others) as happening:
         ending = happening.ask(forgotten)
     assert (ending.how, ending.code) == ("error", "engine_failed")
-    assert "has done no step for" in ending.detail
-    assert [each.how for each in happening.endings if each is not ending] == ["complete"] * 4
+    assert "has lost the request" in ending.detail
+    assert [each.how for each in happening.endings if each is not ending] == ["complete"] * 3
+    assert engines_of(real_server) == before
 
 
 @pytest.mark.parametrize("kind", MEMORY_FAULTS, ids=lambda kind: kind.name.lower())

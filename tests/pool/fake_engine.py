@@ -27,6 +27,7 @@ class FakeEngine:
 
     def __init__(self, *, free: bool = True) -> None:
         self.stats = EngineStats()
+        self.latest = 0
         self.running: dict[int, tuple[int, int, tuple[int, ...]]] = {}
         self.go = threading.Semaphore(0)
         self.free = free
@@ -45,6 +46,7 @@ class FakeEngine:
     ) -> None:
         if prompt_ids == REFUSE:
             raise ValueError("no room for this prompt")
+        self.latest = sequence_id
         self.running[sequence_id] = (0, params.max_tokens, prompt_ids)
 
     def cancel(self, sequence_id: int) -> SequenceOutput | None:
@@ -71,8 +73,12 @@ class FakeEngine:
                 del self.running[sequence_id]
             else:
                 self.running[sequence_id] = (done + 1, limit, prompt)
-        self.stats = EngineStats(self.stats.step + 1, running=len(self.running))
+        self.tell(self.stats.step + 1)
         return outputs
+
+    def tell(self, step: int) -> None:
+        oldest = min(self.running, default=0)
+        self.stats = EngineStats(step, running=len(self.running), latest=self.latest, oldest=oldest)
 
     def check_idle(self) -> None:
         pass

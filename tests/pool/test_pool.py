@@ -16,9 +16,11 @@ from basaran_ops.errors import (
     Overloaded,
     StreamClosed,
 )
-from basaran_ops.outputs import ModelInfo
+from basaran_ops.outputs import ModelInfo, SequenceOutput
 from basaran_ops.pool import GenerationPool, SequenceWork, ThreadTransport, TokenStream, replica
 from basaran_ops.pool.engine_loop import Load
+from basaran_ops.pool.pool import shutting_down
+from basaran_ops.pool.stream import StreamOutput
 from basaran_ops.sampling_params import SamplingParams
 
 from .fake_engine import CRASH, INFO, REFUSE, FakeEngine, load
@@ -74,6 +76,26 @@ def test_each_sequence_of_a_request_comes_whole_and_in_order(make_pool: MakePool
     tokens = read(pool.submit(work(3)))
     assert sorted(tokens) == [0, 1, 2]
     assert [[token % 1000 for token in tokens[index]] for index in range(3)] == [[0, 1, 2]] * 3
+    assert pool.status().outstanding == 0
+
+
+def test_what_an_engine_has_lost_ends_while_others_keep_it_going(make_pool: MakePool) -> None:
+    engine = FakeEngine()
+    pool = make_pool(held(engine))
+    pool.wait_ready(5)
+    first, lost, last = (pool.submit(work(max_tokens=tokens)) for tokens in (3, 9, 9))
+    eventually(lambda: len(engine.running) == 3)
+    del engine.running[2]
+    # Engines tell of the oldest alone: while that is older, it may be there.
+    engine.go.release(2)
+    eventually(lambda: engine.stats.step == 2)
+    assert not lost.closed
+    engine.go.release()
+    with pytest.raises(EngineFailed, match="has lost the request"):
+        read(lost)
+    assert len(read(first)[0]) == 3
+    engine.go.release(6)
+    assert len(read(last)[0]) == 9
     assert pool.status().outstanding == 0
 
 
@@ -354,3 +376,16 @@ def test_an_engine_that_takes_long_to_load_and_dies_at_once_is_lost_too(
             read(pool.submit(work(prompt=CRASH)))
         eventually(lambda: not pool.status().ready)
     eventually(lambda: pool.status().replicas[0].lost)
+
+
+def test_of_two_errors_the_first_is_told_after_what_came_before_it() -> None:
+    stream = TokenStream(1, lambda stream, index: None)
+    stream.put(StreamOutput(0, SequenceOutput(1, (5,), None)))
+    stream.fail(shutting_down())
+    stream.fail(EngineFailed("the engine died"))
+    taken = stream.take()
+    assert taken is not None
+    assert [each.output.token_ids for each in taken] == [(5,)]
+    with pytest.raises(BasaranError) as told:
+        stream.take()
+    assert told.value.code == "shutting_down"

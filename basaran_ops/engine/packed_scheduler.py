@@ -71,7 +71,7 @@ class PackedScheduler(Scheduler):
 
     def _drafts(self, decoding: list[Chunk]) -> list[Chunk]:
         """Chunks with drafts in the place of some that decode, as long as a step's rows are few."""
-        room = MOST_ROWS - len(decoding)
+        room = min(MOST_ROWS, self.token_budget) - len(decoding)
         if not self._speculates or room <= 0:
             return []
         found = []

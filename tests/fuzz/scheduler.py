@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from random import Random
 from unittest.mock import patch
 
@@ -27,6 +28,7 @@ from basaran_ops.sampling_params import SamplingParams
 
 EOS, STOP = 99, 50
 TOKENS = (1, 1, 2, 2, 3, 7, STOP, EOS)
+PROMPT_TOKENS = (*(1, 2, 3) * 4, STOP)
 ADAPTERS = (None, "a", "b")
 CONTEXT = 40
 SCORED = 5
@@ -51,27 +53,41 @@ class Steps:
 
     @staticmethod
     def sample(batch: Batch, random: Random) -> tuple[list[int], dict[int, list[int]]]:
-        """What `update` takes, and by sequence the tokens that are in it."""
-        sampled = [random.choice(TOKENS) for _ in batch.sampling]
-        return sampled, {
-            chunk.sequence.id: [token] for chunk, token in zip(batch.sampling, sampled, strict=True)
-        }
+        """A token for each that gets one, and what follows it where drafts came true."""
+        sampled, further = [], {}
+        for chunk in batch.sampling:
+            guesses = [*chunk.drafts, random.choice(TOKENS)]
+            drawn = [guesses[0] if random.random() < 0.7 else random.choice(TOKENS)]
+            for draft, guess in pairwise(guesses):
+                if draft != drawn[-1]:
+                    break
+                drawn.append(guess if random.random() < 0.7 else random.choice(TOKENS))
+            sampled.append(drawn[0])
+            if chunk.drafts:
+                further[chunk.sequence.id] = drawn[1:]
+        return sampled, further
 
     @staticmethod
     def written(chunk: Chunk, tokens: Sequence[int]) -> Sequence[int]:
         """What the chunk leaves in its slot, of a sequence with these tokens."""
-        return tokens[chunk.start : chunk.end]
+        return [*tokens[chunk.start : Steps.known_end(chunk)], *chunk.drafts]
 
     @staticmethod
-    def next_start(chunk: Chunk) -> int:
-        """Where the sequence's next chunk must begin."""
-        return chunk.end
+    def known_end(chunk: Chunk) -> int:
+        """Where the tokens end that are no guesses."""
+        return chunk.end - len(chunk.drafts)
+
+    @staticmethod
+    def next_start(chunk: Chunk, new: Sequence[int]) -> int:
+        """Where the sequence's next chunk must begin, once it has got these tokens."""
+        return Steps.known_end(chunk) + max(0, len(new) - 1)
 
     @staticmethod
     def room(batch: Batch, scheduler: Scheduler) -> int:
         """Prompt tokens that the step could have read whatever its pace is."""
-        left = scheduler.token_budget - sum(chunk.length for chunk in batch.decoding)
-        return min(left, LEAST) if batch.decoding else left
+        streams = batch.decoding + batch.checking
+        left = scheduler.token_budget - len(streams)
+        return min(left, LEAST) if streams else left
 
     @staticmethod
     def decodes(asked: Asked) -> bool:
@@ -109,7 +125,14 @@ class Asked:
 class Checked:
     """A scheduler, and after each thing that is done to it whether it keeps its promises."""
 
-    def __init__(self, scheduler: Scheduler, *, prefix_cache: bool = False, interleaves: bool = True) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        *,
+        prefix_cache: bool = False,
+        interleaves: bool = True,
+        speculates: bool = False,
+    ) -> None:
         self.scheduler = scheduler
         self.steps = 0
         self.seen: Counter[str] = Counter()
@@ -118,6 +141,7 @@ class Checked:
         self._packed = isinstance(scheduler, PackedScheduler)
         self._prefix_cache = prefix_cache
         self._interleaves = interleaves
+        self._speculates = speculates
         self._slots: list[list[tuple[str | None, int]]] = [[] for _ in range(scheduler.slots)]
         self._waits: dict[str | None, int] = {}
         self._cohort: object = None
@@ -154,8 +178,7 @@ class Checked:
         """One that succeeds."""
         batch = self._schedule()
         self._run(batch)
-        sampled, new = Steps.sample(batch, random)
-        self._take(batch, sampled, new, spoiled=frozenset())
+        self._take(batch, *Steps.sample(batch, random), spoiled=frozenset())
         self.scheduler.observe(batch, random.choice([1e-4, 1e-3, 1e-2, 1.0]))
 
     def step_with_no_numbers(self, random: Random) -> None:
@@ -163,10 +186,10 @@ class Checked:
         batch = self._schedule()
         self._run(batch)
         spoiled = {chunk.sequence.id for chunk in batch.sampling if random.random() < 0.5}
-        sampled, new = Steps.sample(batch, random)
+        sampled, further = Steps.sample(batch, random)
         for chunk in batch.chunks:
             chunk.sequence.spoiled = chunk.sequence.id in spoiled
-        self._take(batch, sampled, new, spoiled=frozenset(spoiled))
+        self._take(batch, sampled, further, spoiled=frozenset(spoiled))
         for chunk in batch.chunks:
             if chunk.sequence.id in spoiled:
                 self.seen["no numbers"] += 1
@@ -247,8 +270,10 @@ class Checked:
         assert asked.ended is None, "a step for one that has ended"
         assert self.scheduler.running.get(sequence.id) is sequence, "it does not run"
         assert sequence.slot == chunk.slot, "another's slot"
-        assert 0 < chunk.length <= len(asked.tokens) - chunk.start, "no tokens, or more than there are"
-        assert chunk.token_ids == asked.tokens[chunk.start : chunk.end]
+        assert chunk.start < Steps.known_end(chunk) <= len(asked.tokens), "no tokens, or more than there are"
+        assert chunk.token_ids == [*asked.tokens[chunk.start : Steps.known_end(chunk)], *chunk.drafts]
+        if chunk.drafts:
+            self._check_drafts(chunk, asked)
         assert chunk.scored == (asked.params.prompt_logprobs and chunk.start < len(asked.prompt))
         if asked.next_start is not None:
             assert chunk.start == asked.next_start, "not where the cache ends"
@@ -260,6 +285,14 @@ class Checked:
             asked.first_start = chunk.start
             self.seen["shared"] += chunk.start > 0
 
+    def _check_drafts(self, chunk: Chunk, asked: Asked) -> None:
+        self.seen["drafts"] += 1
+        assert asked.params.greedy, "a guess at what is drawn by chance"
+        assert Steps.known_end(chunk) == chunk.start + 1 == len(asked.tokens), "guesses behind unread tokens"
+        assert len(asked.tokens) + len(chunk.drafts) < self.scheduler.context_length, "no room for them"
+        output = len(asked.tokens) - len(asked.prompt)
+        assert output + len(chunk.drafts) < asked.params.max_tokens, "more than are wanted"
+
     def _check_packed(self, batch: Batch) -> None:
         assert batch.num_tokens <= self.scheduler.token_budget, "beyond the budget"
         assert [chunk.slot for chunk in batch.decoding] == sorted({chunk.slot for chunk in batch.decoding})
@@ -267,10 +300,12 @@ class Checked:
         chunks = {chunk.sequence.id: chunk for chunk in batch.prefill}
         mine = [asked for asked in self._running() if asked.adapter == batch.adapter]
         decoding = {asked.sequence.id for asked in mine if Steps.decodes(asked)}
-        assert decoding <= {chunk.sequence.id for chunk in batch.decoding}, "a stream that stalls"
+        rest = {chunk.sequence.id for chunk in batch.decoding + batch.checking}
+        assert decoding <= rest, "a stream that stalls"
+        assert all(chunk.drafts for chunk in batch.checking)
+        assert not batch.checking or (self._speculates and not batch.prefill)
         for asked in mine:
             self._check_leader(asked)
-        rest = {chunk.sequence.id for chunk in batch.decoding}
         reading = [each for each in mine if each.sequence.id not in rest and not _waits(each.sequence)]
         plain = [asked for asked in reading if not asked.params.prompt_logprobs]
         read = [asked.sequence.id for asked in plain if asked.sequence.id in chunks]
@@ -343,17 +378,21 @@ class Checked:
         held[start:end] = [(None, GARBAGE)] * (end - start)
 
     def _take(
-        self, batch: Batch, sampled: list[int], new: Mapping[int, list[int]], *, spoiled: frozenset[int]
+        self, batch: Batch, sampled: list[int], further: Mapping[int, list[int]], *, spoiled: frozenset[int]
     ) -> None:
         """Let the scheduler record the step, and look at what it tells."""
         self.steps += 1
+        new = {
+            chunk.sequence.id: self._up_to_the_end(chunk, [token, *further.get(chunk.sequence.id, ())])
+            for chunk, token in zip(batch.sampling, sampled, strict=True)
+        }
         scores = {chunk.sequence.id: self._scores(chunk, new) for chunk in batch.chunks if chunk.scored}
         due = [chunk.sequence.id for chunk in batch.chunks if self._is_due(chunk, scores)]
         for chunk in batch.chunks:
             asked, got = self.asked[chunk.sequence.id], new.get(chunk.sequence.id, [])
             asked.tokens += got
-            asked.next_start, asked.last_step = Steps.next_start(chunk), self.steps
-        outputs = self.scheduler.update(batch, sampled, scores)
+            asked.next_start, asked.last_step = Steps.next_start(chunk, got), self.steps
+        outputs = self.scheduler.update(batch, sampled, scores, further)
         assert [output.sequence_id for output in outputs] == due
         for output in outputs:
             got = new.get(output.sequence_id, [])
@@ -364,6 +403,21 @@ class Checked:
             assert asked.admitted is not None
             assert self.steps - asked.admitted <= self._patience(), "it takes for ever"
         self._check_slots()
+
+    def _up_to_the_end(self, chunk: Chunk, drawn: list[int]) -> list[int]:
+        """Those of the tokens that the sequence gets before it ends."""
+        asked = self.asked[chunk.sequence.id]
+        before, after = asked.next_start, list(asked.tokens)
+        for count, token in enumerate(drawn, 1):
+            asked.tokens.append(token)
+            asked.next_start = Steps.next_start(chunk, drawn[:count])
+            ended = self._due_end(asked)
+            if ended:
+                self.seen["an end among drafts"] += count < len(drawn)
+                break
+        asked.next_start, asked.tokens = before, after
+        self.seen["drafts come true"] += count > 1
+        return drawn[:count]
 
     def _scores(self, chunk: Chunk, new: Mapping[int, list[int]]) -> Scores:
         prompt = self.asked[chunk.sequence.id].prompt[chunk.start + 1 : chunk.end + 1]
@@ -379,7 +433,7 @@ class Checked:
     def _check_output(self, output: SequenceOutput, new: list[int], scores: Scores | None) -> None:
         asked = self.asked[output.sequence_id]
         assert asked.ended is None, "a token after the end"
-        assert list(output.token_ids) == new
+        assert list(output.token_ids) == new, "other tokens than were drawn, or some behind the end"
         assert output.cached_tokens == (0 if asked.has_output else asked.first_start)
         assert output.prompt_logprobs == (() if scores is None else scores.prompt)
         assert output.logprobs == (() if scores is None else scores.new)
@@ -415,6 +469,7 @@ class Checked:
         assert scheduler.free_slots + len(held) == scheduler.slots, "a slot is lost"
         live = {number for number, asked in self.asked.items() if asked.ended is None}
         assert live == set(scheduler.running) | {sequence.id for sequence in scheduler.waiting}
+        assert scheduler.oldest == min(live, default=0)
         assert scheduler.prefix_hits <= scheduler.prefix_queries
         if self._packed:
             assert not scheduler.cache.slots.free & set(held)
@@ -450,12 +505,13 @@ def new_checked(random: Random) -> Checked:
         "eos_token_ids": [EOS],
     }
     if random.random() < 0.75:
-        shares = random.random() < 0.9
-        return Checked(PackedScheduler(**limits, prefix_cache=shares), prefix_cache=shares)
+        shares, speculates = random.random() < 0.9, random.random() < 0.6
+        scheduler = PackedScheduler(**limits, prefix_cache=shares, speculates=speculates)
+        return Checked(scheduler, prefix_cache=shares, speculates=speculates)
     abilities = CohortAbilities(*(random.random() < 0.7 for _ in range(4)))
     separate = random.choice([None, None, 10])
-    scheduler = CohortScheduler(**limits, abilities=abilities, completion_length=separate)
-    return Checked(scheduler, interleaves=abilities.interleaves)
+    cohorts = CohortScheduler(**limits, abilities=abilities, completion_length=separate)
+    return Checked(cohorts, interleaves=abilities.interleaves)
 
 
 class Prompts:
@@ -474,13 +530,14 @@ class Prompts:
         return prompt
 
     def _any(self, most: int) -> tuple[int, ...]:
-        return tuple(self._random.choice((1, 2, 3)) for _ in range(self._random.randint(0, max(0, most))))
+        return tuple(self._random.choice(PROMPT_TOKENS) for _ in range(self._random.randint(0, max(0, most))))
 
 
 def draw_params(random: Random) -> SamplingParams:
     scored = random.random() < 0.15
     return SamplingParams(
         max_tokens=random.choice([0, 1, 2, 5, 12, 60] if scored else [1, 2, 5, 12, 60]),
+        temperature=random.choice([0, 1]),
         ignore_eos=random.random() < 0.3,
         stop_token_ids=(STOP,) if random.random() < 0.5 else (),
         logprobs=1 if scored else None,

@@ -9,14 +9,16 @@ import logging
 import socket
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from socketserver import TCPServer, ThreadingMixIn
+from typing import Any, cast
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from flask import Flask, Response, jsonify, request
 
-from ..errors import InvalidRequest
+from ..errors import InvalidRequest, Overloaded
 from ..pool import PoolStatus
 from . import error_responses
 from .service import Service
@@ -26,7 +28,13 @@ log = logging.getLogger(__name__)
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 CLIENT_SECONDS = 10
-"""How long a client of this port may stay silent."""
+"""How long a client of this port may take to say what it wants, or to take a piece of the answer."""
+
+MOST_CONNECTIONS = 64
+"""Open at once, each with a thread. Kubernetes and Prometheus have one or two for a moment."""
+
+MOST_DRAINS = 8
+"""Answers of /drain that are waited for at once."""
 
 SUPERVISION_SECONDS = 1.0
 
@@ -38,6 +46,7 @@ def create_app(service: Service, stopping: threading.Event) -> Flask:
     app = Flask("basaran_ops.management", static_folder=None)
     error_responses.install(app)
     pool = service.model.pool
+    drains = threading.BoundedSemaphore(MOST_DRAINS)
 
     @app.get("/livez")
     def livez() -> tuple[Response, int]:
@@ -58,14 +67,18 @@ def create_app(service: Service, stopping: threading.Event) -> Flask:
     @app.route("/drain", methods=["GET", "POST"])
     def drain() -> Response:
         """Refuse new requests from now on, and answer after `delay` seconds: for a preStop hook, during which
-        load balancers learn to send nothing more.
+        load balancers learn to send nothing more. 429 where many wait for that already.
         """
         if "Sec-Fetch-Site" in request.headers or "Origin" in request.headers:
             raise InvalidRequest("draining is not for pages in browsers")
         delay = _delay(request.args.get("delay", "0"))
         log.info("draining was asked for, the answer comes in %g s", delay)
         pool.drain()
-        stopping.wait(delay)
+        if delay and not drains.acquire(blocking=False):
+            raise Overloaded(f"{MOST_DRAINS} clients wait for the end of draining already")
+        if delay:
+            stopping.wait(delay)
+            drains.release()
         return jsonify(draining=True)
 
     @app.get("/state")
@@ -146,7 +159,44 @@ class _Server(ThreadingMixIn, WSGIServer):
 
     def __init__(self, host: str, port: int) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._lock = threading.Lock()
+        # When each connection came, the oldest first; nothing once its request has been read.
+        self._open: dict[socket.socket, float | None] = {}
         super().__init__((host, port), _Handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._lock:
+            if len(self._open) >= MOST_CONNECTIONS:
+                # Who says nothing gives way first: a probe speaks at once.
+                silent = (each for each, since in self._open.items() if since is not None)
+                self._end(next(silent, next(iter(self._open))))
+            self._open[request] = time.monotonic()
+        super().process_request(request, client_address)
+
+    def heard(self, connection: Any) -> None:
+        """Its request has been read."""
+        with self._lock:
+            if connection in self._open:
+                self._open[connection] = None
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            self._open.pop(request, None)
+        super().shutdown_request(request)
+
+    def service_actions(self) -> None:
+        """Twice a second: ends who sends its request in drops, each in time."""
+        too_long = time.monotonic() - CLIENT_SECONDS
+        with self._lock:
+            for connection, since in list(self._open.items()):
+                if since is not None and since < too_long:
+                    self._end(connection)
+
+    def _end(self, connection: socket.socket) -> None:
+        """Let its thread find that it has ended, and close it."""
+        del self._open[connection]
+        with suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
 
     def server_bind(self) -> None:
         # HTTPServer's own asks the name service for our name, which may take seconds.
@@ -159,6 +209,11 @@ class _Handler(WSGIRequestHandler):
     timeout = CLIENT_SECONDS
     # Head and body are written apart: the body would wait 40 ms for the head to be acknowledged.
     disable_nagle_algorithm = True
+
+    def parse_request(self) -> bool:
+        understood = super().parse_request()
+        cast("_Server", self.server).heard(self.request)
+        return understood
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its caller's name
         log.debug(format, *args)

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import httpx
+import psutil
 import pytest
 
 from basaran_ops.outputs import EngineStats
 from basaran_ops.pool import PoolStatus, ReplicaStatus
-from basaran_ops.server.management import unhealthy
+from basaran_ops.server.management import (
+    CLIENT_SECONDS,
+    MOST_CONNECTIONS,
+    MOST_DRAINS,
+    create_app,
+    unhealthy,
+)
 
 from ..running_server import RunningServer, running_server
 from ..scrape import Scrape
@@ -129,15 +140,38 @@ def test_a_page_in_a_browser_drains_nothing(server: RunningServer, header: dict[
     assert get(server, "/readyz").status_code == 200
 
 
-def test_a_silent_client_of_the_port_holds_up_nobody(server: RunningServer) -> None:
-    import socket
+def test_silent_and_dripping_clients_of_the_port_hold_up_nobody(server: RunningServer) -> None:
+    worker = psutil.Process(server.process.pid).children()[0]
+    before = worker.num_threads(), worker.num_fds()
+    with ExitStack() as stack:
+        address = ("127.0.0.1", server.management_port)
+        for number in range(500):
+            silent = stack.enter_context(socket.create_connection(address))
+            if number % 100 == 0:
+                assert time_of(server, "/livez") < 1
+        dripping = stack.enter_context(socket.create_connection(address))
+        dripping.sendall(b"GET /readyz HTTP/1.1\r\n")
+        most = MOST_CONNECTIONS + 4
+        until = time.monotonic() + CLIENT_SECONDS + 2
+        with suppress(ConnectionError):  # once it has been ended
+            while True:
+                assert time.monotonic() < until, "it may drip on"
+                assert worker.num_threads() <= before[0] + most
+                assert worker.num_fds() <= before[1] + most
+                assert time_of(server, "/readyz") < 1
+                time.sleep(0.5)
+                dripping.sendall(b"X-Drop: 1\r\n")
+        silent.settimeout(1)
+        assert silent.recv(1) == b""
+        # All gave way to others or to their deadline, and nothing of them is kept.
+        assert (worker.num_threads(), worker.num_fds()) <= (before[0] + 1, before[1] + 1)
 
-    silent = [socket.create_connection(("127.0.0.1", server.management_port)) for _ in range(20)]
+
+def time_of(server: RunningServer, path: str) -> float:
+    """Seconds until its 200."""
     started = time.monotonic()
-    assert get(server, "/livez").status_code == 200
-    assert time.monotonic() - started < 1
-    for connection in silent:
-        connection.close()
+    assert get(server, path).status_code == 200
+    return time.monotonic() - started
 
 
 def replica(**changes: object) -> ReplicaStatus:
@@ -196,9 +230,30 @@ def test_draining_refuses_at_once_and_answers_after_its_delay(tiny_path: Path, t
         assert answers[0][1].json() == {"draining": True}
 
 
-def test_a_management_port_that_is_taken_ends_the_server(tiny_path: Path, tmp_path: Path) -> None:
-    import socket
+def test_only_so_many_wait_for_the_end_of_draining() -> None:
+    waits = threading.Semaphore(0)
 
+    class Stopping(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.release()
+            return super().wait(timeout)
+
+    stopping = Stopping()
+    client = create_app(MagicMock(), stopping).test_client
+
+    def drain(delay: str) -> int:
+        return client().get(f"/drain?delay={delay}").status_code
+
+    with ThreadPoolExecutor(MOST_DRAINS) as threads:
+        answers = [threads.submit(drain, "60") for _ in range(MOST_DRAINS)]
+        assert all(waits.acquire(timeout=10) for _ in answers)
+        assert (drain("60"), drain("0")) == (429, 200)
+        stopping.set()
+        assert {answer.result() for answer in answers} == {200}
+    assert drain("0.01") == 200
+
+
+def test_a_management_port_that_is_taken_ends_the_server(tiny_path: Path, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -82,6 +82,7 @@ class StreamWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         self._bodies_held = 0
         self._drain_deadline: float | None = None
         self._exit_status = 0
+        self._quitting = False
         self._management: ManagementServer | None = None
 
     def load_wsgi(self) -> None:
@@ -108,6 +109,12 @@ class StreamWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             self._exit_status = 1
         finally:
             self._end()
+
+    def handle_quit(self, sig: int, frame: Any) -> None:
+        """End now. Once: at a Ctrl-C the arbiter sends another, which must not interrupt the end."""
+        if not self._quitting:
+            self._quitting = True
+            super().handle_quit(sig, frame)
 
     def is_parent_alive(self) -> bool:
         """Whether the arbiter lives. If not we stop as on SIGTERM: nobody else would tell us."""

@@ -10,12 +10,14 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from random import Random
 from typing import Any
 
 from jinja2.defaults import DEFAULT_FILTERS
 
-from basaran_ops.text.chat_template import ChatTemplate, RenderLimits
+from basaran_ops.text.chat_template import RENDERING_ERRORS, ChatTemplate
+from basaran_ops.text.template_limits import RenderLimits
 from basaran_ops.text.tokenizer import Tokenizer
 
 from ..tiny_models import tiny_tokenizer
@@ -259,7 +261,7 @@ LIMITS = RenderLimits(steps=100_000, seconds=1.0)
 """Those of a server, but that loops end sooner."""
 
 SECONDS = 4.0
-"""A render may overrun its limit by one operation on the largest values, and by compiling the template."""
+"""A render may overrun its limit by one operation on the largest values."""
 
 MEGABYTES = 400
 """What all renders together may add to the memory of the process."""
@@ -416,11 +418,15 @@ class Renders:
 
     def render(self, template: str, messages: list[dict[str, Any]] | None = None) -> str:
         """The text, or the error."""
-        started = time.thread_time()
         # Python's compiler warns of what a template says that cannot be.
         warnings.simplefilter("ignore", SyntaxWarning)
+        chat = ChatTemplate(self._tokenizer, template, LIMITS)
+        # Once for a model, and in proportion to what its author wrote; what cannot be compiled is told below.
+        with suppress(*RENDERING_ERRORS):
+            chat._compiled(template)
+        started = time.thread_time()
         try:
-            ids = ChatTemplate(self._tokenizer, template, LIMITS).encode(
+            ids = chat.encode(
                 MESSAGES if messages is None else messages,
                 add_generation_prompt=True,
                 continue_final_message=False,

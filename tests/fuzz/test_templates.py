@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from basaran_ops.text.chat_template import ChatTemplate, RenderLimits
+from basaran_ops.text.chat_template import ChatTemplate
+from basaran_ops.text.template_limits import RenderLimits
 from basaran_ops.text.tokenizer import Tokenizer
 
 from ..running_server import running_server

@@ -123,6 +123,12 @@ def test_an_ipv6_address_may_be_in_brackets() -> None:
     assert Settings.from_environment({"HOST": "::"}).host == "::"
 
 
+@pytest.mark.parametrize("host", ["[", "]", "[]"])
+def test_brackets_alone_are_no_address(host: str) -> None:
+    with pytest.raises(InvalidSettings, match="HOST"):
+        Settings.from_environment({"HOST": host})
+
+
 def test_bodies_have_room_for_one_of_the_largest_size() -> None:
     assert Settings().body_memory == 16 * Settings().server_max_body
     assert Settings(server_max_body=2**26).body_memory == 2**30

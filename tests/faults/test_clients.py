@@ -114,7 +114,7 @@ def test_ten_thousand_requests_that_nobody_reads_hold_up_nobody(
             for sender in senders:
                 sender.join()
             grown = worker.memory_info().rss - memory
-    print(f"longest wait {max(e.seconds for e in happening.endings):.2f} s, {grown / MIB:.1f} MiB more")
+        print(f"longest wait {max(e.seconds for e in happening.endings):.2f} s, {grown / MIB:.1f} MiB more")
     assert grown < 30 * MIB
     assert {ending.how for ending in happening.endings} == {"complete"}
 
@@ -135,7 +135,8 @@ def test_a_hundred_bad_clients_of_all_kinds_at_once_hold_up_nobody(
             silent, heads, bodies, readers, halves = (clients[kind::5] for kind in range(5))
             for client in bodies:
                 client.sendall(request[:-30])
-            for client in (*readers[:3], *halves[:5]):
+            # One reader: two requests run, and who is asked for meanwhile shall not wait for a slot.
+            for client in (readers[0], *halves[:5]):
                 client.sendall(request)
             for client in halves:
                 client.shutdown(socket.SHUT_WR)
@@ -148,5 +149,5 @@ def test_a_hundred_bad_clients_of_all_kinds_at_once_hold_up_nobody(
                 time.sleep(0.05)
             for client in silent[:10]:
                 reset(client)
-    print(f"longest wait {max(e.seconds for e in happening.endings):.2f} s")
+        print(f"longest wait {max(e.seconds for e in happening.endings):.2f} s")
     assert {ending.how for ending in happening.endings} == {"complete"}

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from ..running_server import RunningServer
+from ..tiny_models import VOCAB
 from .test_api import error, events
 
 ASKED: dict[str, Any] = {"prompt": "the cat", "max_tokens": 12, "seed": 5, "return_token_ids": True}
@@ -85,3 +86,17 @@ def test_without_the_flag_nothing_tells_of_ids(tiny_server: RunningServer) -> No
 
 def test_the_flag_is_a_boolean(tiny_server: RunningServer) -> None:
     assert error(tiny_server.complete(prompt="x", return_token_ids=1), 400)["param"] == "return_token_ids"
+
+
+@pytest.mark.parametrize("token", [-1, VOCAB, 2**31, 2**63, 2**80, True, 1.5, None], ids=str)
+def test_an_id_that_the_vocabulary_has_not_is_400_by_name(tiny_server: RunningServer, token: object) -> None:
+    for prompt in ([token], [5, token], [[5], [5, token]], [[token]]):
+        assert error(tiny_server.complete(prompt=prompt, max_tokens=1), 400)["param"] == "prompt"
+    stopped = error(tiny_server.complete(prompt="a", max_tokens=1, stop_token_ids=[token]), 400)
+    assert stopped["param"] in ("stop_token_ids", "stop_token_ids[0]")
+
+
+@pytest.mark.parametrize("token", ["-1", str(VOCAB), str(2**40), str(2**80), "1.5", "true", "", "abc"])
+def test_a_bias_for_no_token_is_400_by_name(tiny_server: RunningServer, token: str) -> None:
+    refused = error(tiny_server.complete(prompt="a", max_tokens=1, logit_bias={token: 1}), 400)
+    assert refused["param"] == "logit_bias"

@@ -46,7 +46,7 @@ check: lint test  ## All that must pass before a change lands.
 fuzz: .venv/installed-test  ## Send tens of thousands of generated requests to the API (half an hour).
 	$(BIN)/python -m tests.schema_fuzz 4000
 
-fuzz-long: .venv/installed-test  ## Drive the scheduler a million steps, and send 50,000 requests of any kind (an hour).
+fuzz-long: .venv/installed-test  ## Drive the scheduler a million steps, and send 50,000 requests of any kind (minutes).
 	$(BIN)/python -m tests.fuzz.scheduler 1000000
 	$(BIN)/python -m tests.fuzz.requests 50000
 
@@ -70,11 +70,13 @@ bench: .venv/installed-test  ## Measure steps, load, interference, prefixes, gro
 bench-long: .venv/installed-test  ## Measure 64 and 256 clients, most of which wait for a slot (quiet machine).
 	$(BIN)/python -m benchmarks.compare --clients 64,256 --rounds 3 $(BENCH)
 
-# In an environment of its own: what looks for holes adds none to what is looked through.
+# In an environment of its own: what looks for holes adds none to what is looked through. Strict: what cannot be
+# looked up fails it. Builds of a release, such as torch's +cpu, are looked up as the release.
 audit: .venv/installed-test  ## Look for known vulnerabilities in what is installed.
 	$(BIN)/python -m venv .venv/audit
 	.venv/audit/bin/python -m pip install --disable-pip-version-check --upgrade pip-audit
-	.venv/audit/bin/pip-audit --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//' >.venv/audit/installed.txt
+	.venv/audit/bin/pip-audit --strict --disable-pip --no-deps --requirement .venv/audit/installed.txt
 
 models: .venv/installed-test  ## Measure how every architecture runs and write docs/models.md (minutes).
 	$(BIN)/python -W ignore -m tests.engine.model_facts

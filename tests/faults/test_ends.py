@@ -6,9 +6,11 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from ..running_server import RunningServer, running_server
@@ -58,6 +60,17 @@ def control_c(server: RunningServer) -> None:
         process.send_signal(signal.SIGINT)
 
 
+def control_c_on_and_on(server: RunningServer) -> None:
+    """The arbiter, told to end as well, tells the worker again, which then waits for an engine that hangs."""
+    worker = server.processes()[1]
+    os.kill(engines_of(server)[0], signal.SIGSTOP)
+    control_c(server)
+    for _ in range(4):
+        time.sleep(0.11)  # gunicorn waits for 0.1 s before the end
+        with suppress(psutil.NoSuchProcess):
+            worker.send_signal(signal.SIGQUIT)
+
+
 def sigint_while_draining(server: RunningServer) -> None:
     sigterm(server)
     time.sleep(0.3)
@@ -73,6 +86,7 @@ ENDS: list[tuple[str, Callable[[RunningServer], None], dict[str, object], set[st
     ("SIGTERM while draining", sigterm_after_drain, HAPPY, set()),
     ("SIGTERM while an engine is replaced", sigterm_while_replaced, ENDLESS, {"engine_failed"}),
     ("SIGINT in mid-stream", control_c, ENDLESS, {"shutting_down"}),
+    ("SIGINT and SIGQUIT with an engine that hangs", control_c_on_and_on, ENDLESS, {"shutting_down"}),
     ("SIGINT while draining", sigint_while_draining, ENDLESS, {"shutting_down"}),
 ]
 

@@ -148,13 +148,34 @@ INLINE __m512 exp2_16(__m512 x) {
 #define PANEL 32
 #define TILE 12
 
+/* Where memory is asked for `step` bytes ahead at each step of a product. */
+struct ahead {
+    const char *from;
+    int64_t step;
+};
+
+#define NOTHING_AHEAD (struct ahead){NULL, 0}
+
+/* A panel's first tile would wait for its weights, and its other tiles leave the memory idle: so a panel's tiles,
+ * up to the first ASKING, ask for the next panel, each for its share. A tile alone asks for what it reads next. */
+#define ASKING 4
+
+static struct ahead ahead_of(int64_t tile, int64_t tiles, int64_t steps, int64_t step_bytes, const char *next) {
+    int64_t asking = tiles < ASKING ? tiles : ASKING, step = (step_bytes + asking - 1) / asking;
+    if (tiles == 1 || tile >= ASKING) return NOTHING_AHEAD;
+    return (struct ahead){next + tile * steps * step, step};
+}
+
 /* acc [rows][2] += x [rows, 2 * pairs] times a panel. */
-INLINE void multiply(const bf16 *x, int64_t stride, const bf16 *panel, int64_t pairs, const int rows, __m512 (*acc)[2]) {
+INLINE void multiply(
+    const bf16 *x, int64_t stride, const bf16 *panel, int64_t pairs, const int rows, __m512 (*acc)[2], struct ahead ahead
+) {
     for (int64_t k = 0; k < pairs; k++, panel += 2 * PANEL) {
         __m512bh low = (__m512bh)_mm512_loadu_si512(panel);
         __m512bh high = (__m512bh)_mm512_loadu_si512(panel + PANEL);
         if (rows <= 4) _mm_prefetch((const char *)(panel + 16 * 2 * PANEL), _MM_HINT_T0),
                        _mm_prefetch((const char *)(panel + 16 * 2 * PANEL + PANEL), _MM_HINT_T0);
+        else if (ahead.step) _mm_prefetch(ahead.from + k * ahead.step, _MM_HINT_T1);
         UNROLL for (int r = 0; r < rows; r++) {
             int32_t pair;
             memcpy(&pair, x + r * stride + 2 * k, 4);
@@ -189,11 +210,11 @@ INLINE void store_panel(const struct product *p, int64_t row, int64_t first, con
     }
 }
 
-INLINE void product_tile(const struct product *p, int64_t row, int64_t panel, const int rows) {
+INLINE void product_tile(const struct product *p, int64_t row, int64_t panel, const int rows, struct ahead ahead) {
     __m512 acc[TILE][2];
     UNROLL for (int r = 0; r < rows; r++) acc[r][0] = acc[r][1] = _mm512_setzero_ps();
     const bf16 *weight = (const bf16 *)p->weight + panel * p->pairs * 2 * PANEL;
-    multiply(p->x.base + row * p->x.stride, p->x.stride, weight, p->pairs, rows, acc);
+    multiply(p->x.base + row * p->x.stride, p->x.stride, weight, p->pairs, rows, acc, ahead);
     store_panel(p, row, panel * PANEL, rows, acc);
 }
 
@@ -216,12 +237,14 @@ INLINE void product_tile(const struct product *p, int64_t row, int64_t panel, co
     default: call(12); \
     }
 
-WIDE static void product_panel(const struct product *p, int64_t panel) {
+WIDE static void product_panel(const struct product *p, int64_t panel, int64_t next) {
+    const char *next_weight = (const char *)((const bf16 *)p->weight + next * p->pairs * 2 * PANEL);
     int64_t tiles = (p->rows + TILE - 1) / TILE;
     for (int64_t tile = 0; tile < tiles; tile++) {
         int64_t row = p->rows * tile / tiles;
         int rows = (int)(p->rows * (tile + 1) / tiles - row);
-#define CALL(n) product_tile(p, row, panel, n)
+        struct ahead ahead = ahead_of(tile, tiles, p->pairs, 2 * PANEL * sizeof(bf16), next_weight);
+#define CALL(n) product_tile(p, row, panel, n, ahead)
         EACH_TILE(CALL)
 #undef CALL
     }
@@ -243,7 +266,7 @@ struct row8 {
     const int32_t *starts;
 };
 
-INLINE8 void product8_tile(const struct product *p, int64_t row, int64_t panel, const int rows) {
+INLINE8 void product8_tile(const struct product *p, int64_t row, int64_t panel, const int rows, struct ahead ahead) {
     int64_t groups = p->pairs;
     __m512 sums[TILE8][2];
     struct row8 x[TILE8];
@@ -261,6 +284,7 @@ INLINE8 void product8_tile(const struct product *p, int64_t row, int64_t panel, 
             const char *at = block + four * 4 * PANEL;
             __m512i low = _mm512_loadu_si512(at), high = _mm512_loadu_si512(at + 64);
             if (rows <= 4) _mm_prefetch(at + BLOCK8, _MM_HINT_T0), _mm_prefetch(at + BLOCK8 + 64, _MM_HINT_T0);
+            else if (ahead.step) _mm_prefetch(ahead.from + (group * (GROUP / 4) + four) * ahead.step, _MM_HINT_T1);
             UNROLL for (int r = 0; r < rows; r++) {
                 int32_t bytes;
                 memcpy(&bytes, x[r].bytes + group * GROUP + 4 * four, 4);
@@ -281,12 +305,14 @@ INLINE8 void product8_tile(const struct product *p, int64_t row, int64_t panel, 
     store_panel(p, row, panel * PANEL, rows, sums);
 }
 
-WIDE8 static void product8_panel(const struct product *p, int64_t panel) {
+WIDE8 static void product8_panel(const struct product *p, int64_t panel, int64_t next) {
+    const char *next_weight = (const char *)p->weight + next * p->pairs * BLOCK8;
     int64_t tiles = (p->rows + TILE8 - 1) / TILE8;
     for (int64_t tile = 0; tile < tiles; tile++) {
         int64_t row = p->rows * tile / tiles;
         int rows = (int)(p->rows * (tile + 1) / tiles - row);
-#define CALL(n) product8_tile(p, row, panel, n)
+        struct ahead ahead = ahead_of(tile, tiles, p->pairs * (GROUP / 4), BLOCK8 / (GROUP / 4), next_weight);
+#define CALL(n) product8_tile(p, row, panel, n, ahead)
         switch (rows) {
             EACH_SMALL_TILE(CALL);
         default: CALL(6);
@@ -335,12 +361,15 @@ static void linear(const struct call *c, const struct op *op, int64_t rows, stru
     };
     int64_t panels = (p.outputs + PANEL - 1) / PANEL;
     int64_t run = panels / (8 * team->size) > 0 ? panels / (8 * team->size) : 1;
-    for (;;) {
-        int64_t first = atomic_fetch_add_explicit(next, run, memory_order_relaxed);
-        if (first >= panels) return;
-        for (int64_t panel = first; panel < first + run && panel < panels; panel++)
-            if (op->kind == LINEAR8) product8_panel(&p, panel);
-            else product_panel(&p, panel);
+    int64_t first = atomic_fetch_add_explicit(next, run, memory_order_relaxed);
+    while (first < panels) {
+        int64_t then = atomic_fetch_add_explicit(next, run, memory_order_relaxed); /* early, to ask for its weights */
+        for (int64_t panel = first; panel < first + run && panel < panels; panel++) {
+            int64_t following = panel + 1 < first + run ? panel + 1 : then;
+            if (op->kind == LINEAR8) product8_panel(&p, panel, following);
+            else product_panel(&p, panel, following);
+        }
+        first = then;
     }
 }
 
@@ -806,7 +835,7 @@ INLINE void scaled_product(
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int h = 0; h < 2; h++)
             acc[r][h] = shrink ? _mm512_mul_ps(_mm512_loadu_ps(out + r * out_stride + 16 * h), _mm512_set1_ps(shrink[r])) : _mm512_setzero_ps();
-    multiply(x, stride, panel, pairs, rows, acc);
+    multiply(x, stride, panel, pairs, rows, acc, NOTHING_AHEAD);
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int h = 0; h < 2; h++) _mm512_storeu_ps(out + r * out_stride + 16 * h, acc[r][h]);
 }

@@ -16,6 +16,12 @@ from .transfer import Places, send
 CANDIDATES = 1024
 """Likeliest tokens looked at first for top_p."""
 
+BLOCK = 128
+"""Tokens whose highest logit is looked for at once; it divides the vocabularies of most models."""
+
+FEW_ROWS = 4
+"""Rows for which several calls cost more than one that is slower."""
+
 MORE = 8
 """Times as many are looked at next, in the rows alone where these hold too little mass; then so many more."""
 
@@ -47,15 +53,14 @@ class Sampler:
         are.
         """
         logits = self._adjust(logits, sequences)
-        tokens = logits.argmax(dim=-1)
         rows = [row for row, sequence in enumerate(sequences) if not sequence.params.greedy]
+        drawing = [sequences[row] for row in rows]
+        if len(rows) == len(sequences):
+            return _draw(_truncate(logits, drawing), drawing).tolist()
+        tokens = likeliest(logits)
         if rows:
-            drawing = [sequences[row] for row in rows]
-            if len(rows) < len(sequences):
-                index = send(rows, logits.device)
-                tokens[index] = _draw(_truncate(logits[index], drawing), drawing)
-            else:
-                tokens = _draw(_truncate(logits, drawing), drawing)
+            index = send(rows, logits.device)
+            tokens[index] = _draw(_truncate(logits[index], drawing), drawing)
         return tokens.tolist()
 
     def _adjust(self, logits: torch.Tensor, sequences: Seq[Sequence]) -> torch.Tensor:
@@ -120,6 +125,17 @@ def _penalize_frequency(logits: torch.Tensor, sequences: Mapping[int, Sequence])
     if places:
         where, (times, frequencies, presences) = places.on(logits.device)
         logits[where] -= times * frequencies + presences
+
+
+def likeliest(logits: torch.Tensor) -> torch.Tensor:
+    """The first of each row's highest logits, [rows, vocab] -> [rows] int64; its first NaN if it has one."""
+    rows, vocab = logits.shape
+    if logits.device.type != "cpu" or rows < FEW_ROWS or vocab % BLOCK:
+        return logits.argmax(dim=-1)
+    # torch looks for a maximum several times as fast as for its place: it is looked for in one block.
+    blocks = logits.reshape(rows, vocab // BLOCK, BLOCK)
+    block = blocks.amax(dim=-1).argmax(dim=-1)
+    return block * BLOCK + blocks[torch.arange(rows), block].argmax(dim=-1)
 
 
 def _draw(logits: torch.Tensor, sequences: Seq[Sequence]) -> torch.Tensor:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from basaran_ops.engine import sampler
-from basaran_ops.engine.sampler import CANDIDATES, MORE, Sampler
+from basaran_ops.engine.sampler import BLOCK, CANDIDATES, MORE, Sampler
 from basaran_ops.engine.sequence import Sequence
 from basaran_ops.sampling_params import SamplingParams
 
@@ -69,6 +69,18 @@ def test_the_smallest_set_that_reaches_top_p_is_found_however_many_tokens_it_has
     # Some were found in each round.
     rounds = [sum(count > size for size in (0, CANDIDATES, MORE * CANDIDATES)) for count in counts]
     assert set(rounds) == {1, 2, 3}, counts
+
+
+@pytest.mark.parametrize("vocab", [127, BLOCK, 5 * BLOCK, 40 * BLOCK + 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_likeliest_is_the_first_of_the_highest(vocab: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(vocab)
+    # Few values, so that many are the highest.
+    logits = torch.randint(-3, 4, (50, vocab)).to(dtype)
+    logits[7] = float("-inf")
+    logits[8, vocab // 2] = float("nan")
+    expected = [next(i for i, v in enumerate(row) if v == max(row)) for row in logits.nan_to_num(99).tolist()]
+    assert sampler.likeliest(logits).tolist() == expected
 
 
 def test_a_row_is_treated_alike_whatever_its_neighbours_ask() -> None:

@@ -336,7 +336,9 @@ def main(arguments: Sequence[str] = ()) -> None:
             "ENGINE_SLOTS": str(SLOTS),
         }
         with serve(PORT, environ) as (url, _), httpx.Client(base_url=url, timeout=600) as client:
-            request_seconds(client, "/v1/completions", {"prompt": "All slots", "n": SLOTS, "max_tokens": 1})
+            # Prompts rather than choices, of which a request may have fewer than there are slots.
+            fields = {"prompt": ["All slots"] * SLOTS, "max_tokens": 1}
+            request_seconds(client, "/v1/completions", fields)
             findings.take(request_axes(client))
     if options.json:
         options.json.write_text(json.dumps(findings.results, indent=2) + "\n")

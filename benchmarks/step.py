@@ -1,8 +1,9 @@
-"""Where a decode step's time goes, and how far it is from what the machine allows.
+"""Where a step's time goes, and how far it is from what the machine allows.
 
 `python -m benchmarks.step` loads the default model and prints, for each number of streams, the median step,
 the share of its parts, and the limit: the time to read the weights once or to multiply by them, whichever is
-longer, and to read keys and values. Bandwidth and matmul speed are measured in the same run.
+longer, and to read keys and values. Then the same for prompts that are read at once, whose limit is the time
+to multiply. Bandwidth and matmul speed are measured in the same run.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from basaran_ops.settings import Settings
 
 STEPS = 40
 PROMPT = 200
+PROMPTS = 8
+READS = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +118,7 @@ def decode_steps(
     engine: Engine, streams: int, watch: Stopwatch | None = None
 ) -> tuple[list[float], Counter[str]]:
     """Seconds of each step in which all streams decode, and of the parts of all of these together."""
-    random = Random(streams)
-    params = SamplingParams(max_tokens=STEPS + 2, temperature=0, ignore_eos=True)
-    for number in range(streams):
-        prompt = tuple(random.randrange(1000, 40000) for _ in range(PROMPT))
-        engine.add(number, prompt, params, None)
+    _add(engine, streams, STEPS + 2)
     times = []
     parts: Counter[str] = Counter()
     while engine.has_work:
@@ -132,6 +131,29 @@ def decode_steps(
     return times, parts
 
 
+def prompt_reads(engine: Engine, watch: Stopwatch | None = None) -> tuple[list[float], Counter[str]]:
+    """Seconds of each time that PROMPTS prompts are read, and of the parts of all of these together."""
+    times = []
+    parts: Counter[str] = Counter()
+    for _ in range(READS):
+        _add(engine, PROMPTS, 1)
+        before = watch.read() if watch else parts
+        started = time.perf_counter()
+        while engine.has_work:
+            engine.step()
+        times.append(time.perf_counter() - started)
+        parts += watch.read() - before if watch else Counter()
+    return times, parts
+
+
+def _add(engine: Engine, count: int, max_tokens: int) -> None:
+    random = Random(count)
+    params = SamplingParams(max_tokens=max_tokens, temperature=0, ignore_eos=True)
+    for number in range(count):
+        prompt = tuple(random.randrange(1000, 40000) for _ in range(PROMPT))
+        engine.add(number, prompt, params, None)
+
+
 def weight_elements(runner: PackedRunner) -> int:
     """Numbers in linear layers, which every step reads."""
     forward = runner._compiled
@@ -139,16 +161,8 @@ def weight_elements(runner: PackedRunner) -> int:
     return sum(layer.elements for layer in forward.linears)
 
 
-def report(
-    streams: int,
-    times: list[float],
-    shares: dict[str, float],
-    limits: Limits,
-    runner: PackedRunner,
-    elements: int,
-) -> str:
-    """One line; `shares` are of steps that were watched, `elements` the numbers in the weights."""
-    step = statistics.median(times)
+def step_limit(streams: int, limits: Limits, runner: PackedRunner, elements: int) -> float:
+    """Seconds that a decode step takes at least; `elements` are the numbers in the weights."""
     cache = runner._attention.cache
     assert cache is not None
     itemsize = next(iter(cache.keys.values())).itemsize
@@ -159,11 +173,26 @@ def report(
     )
     reading = elements * itemsize / limits.bytes_per_second
     multiplying = 2 * elements * streams / limits.products_per_second
-    limit = max(reading, multiplying) + streams * (PROMPT + STEPS / 2) * token_bytes / limits.bytes_per_second
-    parts = "  ".join(f"{name} {share:.0%}" for name, share in shares.items())
+    return max(reading, multiplying) + streams * (PROMPT + STEPS / 2) * token_bytes / limits.bytes_per_second
+
+
+def read_limit(limits: Limits, runner: PackedRunner, elements: int) -> float:
+    """Seconds that it takes at least to read PROMPTS prompts, of which only the last tokens get logits."""
+    forward = runner._compiled
+    assert forward is not None
+    head = forward.linears[-1].elements
+    products = ((elements - head) * PROMPT + head) * PROMPTS
+    return 2 * products / limits.products_per_second
+
+
+def report(what: str, plain: list[float], watched: list[float], parts: Counter[str], limit: float) -> str:
+    """One line: how long it takes, and the shares of its parts where these were watched."""
+    median = statistics.median(plain)
+    shares = {name: seconds / sum(watched) for name, seconds in parts.items()}
+    told = "  ".join(f"{name} {share:.0%}" for name, share in shares.items())
     return (
-        f"{streams:4} streams: {step * 1000:6.1f} ms, limit {limit * 1000:5.1f} ms, x{step / limit:.2f}; "
-        f"{parts}  else {1 - sum(shares.values()):.0%}"
+        f"{what}: {median * 1000:6.1f} ms, limit {limit * 1000:5.1f} ms, x{median / limit:.2f}; "
+        f"{told}  else {1 - sum(shares.values()):.0%}"
     )
 
 
@@ -190,11 +219,15 @@ def main(arguments: Sequence[str] = ()) -> None:
     assert isinstance(runner, PackedRunner)
     elements = weight_elements(runner)
     plain = {count: decode_steps(engine, count)[0] for count in streams}
+    reads = prompt_reads(engine)[0]
     watch = Stopwatch(engine)
     for count in streams:
-        times, parts = decode_steps(engine, count, watch)
-        shares = {name: seconds / sum(times) for name, seconds in parts.items()}
-        print(report(count, plain[count], shares, limits, runner, elements), flush=True)
+        limit = step_limit(count, limits, runner, elements)
+        print(
+            report(f"{count:4} streams", plain[count], *decode_steps(engine, count, watch), limit), flush=True
+        )
+    limit = read_limit(limits, runner, elements)
+    print(report(f"{PROMPTS} prompts of {PROMPT}", reads, *prompt_reads(engine, watch), limit))
 
 
 if __name__ == "__main__":

@@ -173,9 +173,9 @@ INLINE void multiply(
     for (int64_t k = 0; k < pairs; k++, panel += 2 * PANEL) {
         __m512bh low = (__m512bh)_mm512_loadu_si512(panel);
         __m512bh high = (__m512bh)_mm512_loadu_si512(panel + PANEL);
-        if (rows <= 4) _mm_prefetch((const char *)(panel + 16 * 2 * PANEL), _MM_HINT_T0),
-                       _mm_prefetch((const char *)(panel + 16 * 2 * PANEL + PANEL), _MM_HINT_T0);
-        else if (ahead.step) _mm_prefetch(ahead.from + k * ahead.step, _MM_HINT_T1);
+        if (ahead.step) _mm_prefetch(ahead.from + k * ahead.step, _MM_HINT_T1);
+        else _mm_prefetch((const char *)(panel + 16 * 2 * PANEL), _MM_HINT_T0),
+             _mm_prefetch((const char *)(panel + 16 * 2 * PANEL + PANEL), _MM_HINT_T0);
         UNROLL for (int r = 0; r < rows; r++) {
             int32_t pair;
             memcpy(&pair, x + r * stride + 2 * k, 4);
@@ -283,8 +283,8 @@ INLINE8 void product8_tile(const struct product *p, int64_t row, int64_t panel, 
         UNROLL for (int four = 0; four < GROUP / 4; four++) {
             const char *at = block + four * 4 * PANEL;
             __m512i low = _mm512_loadu_si512(at), high = _mm512_loadu_si512(at + 64);
-            if (rows <= 4) _mm_prefetch(at + BLOCK8, _MM_HINT_T0), _mm_prefetch(at + BLOCK8 + 64, _MM_HINT_T0);
-            else if (ahead.step) _mm_prefetch(ahead.from + (group * (GROUP / 4) + four) * ahead.step, _MM_HINT_T1);
+            if (ahead.step) _mm_prefetch(ahead.from + (group * (GROUP / 4) + four) * ahead.step, _MM_HINT_T1);
+            else _mm_prefetch(at + BLOCK8, _MM_HINT_T0), _mm_prefetch(at + BLOCK8 + 64, _MM_HINT_T0);
             UNROLL for (int r = 0; r < rows; r++) {
                 int32_t bytes;
                 memcpy(&bytes, x[r].bytes + group * GROUP + 4 * four, 4);

@@ -201,6 +201,17 @@ def leave(server: RunningServer, fields: dict[str, object], when: Callable[[], o
     return step
 
 
+def last_step(server: RunningServer, holds: Callable[[dict[str, int]], bool]) -> int:
+    """The last step after which this was seen to hold, or 0 if it never was."""
+    seen = 0
+    until = time.monotonic() + 10
+    with httpx.Client(base_url=server.url) as client:
+        while holds(stats := client.get("/health").json()["replicas"][0]["stats"]):
+            assert time.monotonic() < until, "it still holds"
+            seen = int(stats["step"])
+    return seen
+
+
 def _send_until_closed(client: httpx.Client, request: httpx.Request) -> None:
     try:
         with client.stream(request.method, request.url, content=request.content) as response:
@@ -235,10 +246,10 @@ def test_a_client_that_leaves_frees_its_slot_within_two_steps(
             server.wait_for(lambda health: health["replicas"][0]["stats"]["cached_tokens"] > cached + 10)
 
         step = leave(server, fields, deep_in)
-        freed = server.wait_for(lambda health: health["replicas"][0]["stats"]["running"] == 2)
-        steps = freed["replicas"][0]["stats"]["step"] - step
-        print(f"{phase}: freed after {steps} steps")
-        assert steps <= 2
+        held = last_step(server, lambda stats: stats["running"] == 3)
+        print(f"{phase}: held for {held - step} steps")
+        # The step that it left in, and one more. Not when it was seen free: steps are shorter than a look.
+        assert held - step <= 2
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -249,6 +260,5 @@ def test_a_client_that_leaves_the_queue_is_forgotten_within_two_steps(
         server.wait_for(lambda health: health["replicas"][0]["stats"]["running"] == 32, 30)
         waiting = lambda: server.wait_for(lambda h: h["replicas"][0]["stats"]["waiting"] == 1, 30)  # noqa: E731
         step = leave(server, LONG | {"prompt": "x", "stream": stream}, waiting)
-        freed = server.wait_for(lambda health: health["replicas"][0]["stats"]["waiting"] == 0)
-        assert freed["replicas"][0]["stats"]["step"] - step <= 2
-        assert freed["outstanding"] == 32
+        assert last_step(server, lambda stats: stats["waiting"] == 1) - step <= 2
+        assert server.health()["outstanding"] == 32

@@ -57,7 +57,7 @@ def pod_of(chosen: dict[str, Any], directory: Path, model: Path | None = None) -
 class Stream:
     """A completion that is read to its end."""
 
-    def __init__(self, url: str, max_tokens: int = 480) -> None:
+    def __init__(self, url: str, max_tokens: int) -> None:
         self.lines: list[str] = []
         self.failure: Exception | None = None
         self._thread = threading.Thread(target=self._read, args=(url, max_tokens))
@@ -96,9 +96,9 @@ def health(url: str) -> dict[str, Any]:
     return httpx.get(f"{url}/health", timeout=60).json()
 
 
-def admitted(url: str, count: int) -> list[Stream]:
+def admitted(url: str, count: int, max_tokens: int) -> list[Stream]:
     """So many streams, all of them admitted: some run, some wait, and a few may have ended."""
-    streams = [Stream(url) for _ in range(count)]
+    streams = [Stream(url, max_tokens) for _ in range(count)]
     deadline = time.monotonic() + 60
     while sum(not stream.running for stream in streams) + health(url)["outstanding"] < count:
         assert time.monotonic() < deadline, "the streams did not begin"
@@ -106,8 +106,16 @@ def admitted(url: str, count: int) -> list[Stream]:
     return streams
 
 
-def test_a_pod_starts_serves_drains_and_ends_within_its_grace_period(tiny_path: Path, tmp_path: Path) -> None:
-    pod = pod_of(values(), tmp_path, tiny_path)
+@pytest.fixture(scope="module")
+def roomy_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model that can write for longer than a pod has to end."""
+    return save_tiny(tmp_path_factory.mktemp("roomy") / "model", eos=None, max_position_embeddings=8192)
+
+
+def test_a_pod_starts_serves_drains_and_ends_within_its_grace_period(
+    roomy_path: Path, tmp_path: Path
+) -> None:
+    pod = pod_of(values(), tmp_path, roomy_path)
     assert pod.spec["terminationGracePeriodSeconds"] == 3 + 90 + 10
     with running(pod, tmp_path / "log") as container:
         container.start()
@@ -120,7 +128,7 @@ def test_a_pod_starts_serves_drains_and_ends_within_its_grace_period(tiny_path: 
         assert ask(container.url, "third-key").status_code == 200
 
         # More than run at a time, and long enough to outlast the hook.
-        streams = admitted(container.url, 32)
+        streams = admitted(container.url, 32, max_tokens=1200)
         assert container.pre_stop() >= 3
         # What the chart promises of preStopSeconds: whoever goes by readiness sends nothing more.
         assert container.readiness.failed
@@ -134,12 +142,12 @@ def test_a_pod_starts_serves_drains_and_ends_within_its_grace_period(tiny_path: 
         assert True not in container.readiness.answers[-2:]
 
 
-def test_what_outlasts_the_drain_ends_with_an_error_and_in_time(tiny_path: Path, tmp_path: Path) -> None:
+def test_what_outlasts_the_drain_ends_with_an_error_and_in_time(roomy_path: Path, tmp_path: Path) -> None:
     short = LIFECYCLE | {"preStopSeconds": 2, "drainSeconds": 1}
-    pod = pod_of(values(lifecycle=short), tmp_path, tiny_path)
+    pod = pod_of(values(lifecycle=short), tmp_path, roomy_path)
     with running(pod, tmp_path / "log") as container:
         container.start()
-        streams = admitted(container.url, 32)
+        streams = admitted(container.url, 32, max_tokens=8000)
         container.pre_stop()
         assert container.end() == 0
         ends = {stream.end() for stream in streams}
